@@ -1,0 +1,117 @@
+"""A model, the same model as one provider sells it, and the rules by which parameters reach that offer.
+
+Facts come from `providers/catalog/models/*.toml`; this is their shape.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import date
+from decimal import Decimal
+from enum import StrEnum
+
+from normalization.request import Json, Mode
+
+
+class Verb(StrEnum):
+    """The native ways for a parameter to reach a provider."""
+
+    PASSTHROUGH = "passthrough"
+    RENAME = "rename"
+    CONVERT = "convert"
+
+
+class ValueType(StrEnum):
+    """What the provider's schema declares, so that text from a form can be typed."""
+
+    TEXT = "text"
+    INTEGER = "integer"
+    NUMBER = "number"
+    BOOLEAN = "boolean"
+    JSON = "json"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """How one parameter reaches one offer: a native way, its limits, and what to do where that way ends."""
+
+    verb: Verb | None = None
+    """The native way; None when the provider has no notion of the parameter."""
+    to: str | None = None
+    """The provider's field."""
+    converter: str | None = None
+    """Name in `normalization.converters`, with `verb = convert`."""
+    type: ValueType | None = None
+    """None: the type of the parameter of the same name in `normalization.request`."""
+    choices: tuple[Json, ...] = ()
+    table: Mapping[str, Json] = field(default_factory=dict[str, Json])
+    """Our value to the provider's, for the `table` converter."""
+    min: float | None = None
+    max: float | None = None
+    """Bounds of the value sent; for lists, the longest."""
+    multiple_of: float | None = None
+    default: Json = None
+    """What the provider does when nothing is sent."""
+    required: bool = False
+    formats: tuple[str, ...] = ()
+    """For pictures: the formats that may be sent as they are; others are turned into PNG first. Empty: all."""
+    emulate: str | None = None
+    """Name of the emulation for whatever the native way cannot do."""
+
+
+class PriceUnit(StrEnum):
+    """What a price is per."""
+
+    IMAGE = "image"
+    SECOND = "second"
+    """Seconds of the provider's machine, as it reports them."""
+    OUTPUT_MEGAPIXEL = "output_megapixel"
+    LOCAL_SECOND = "local_second"
+    """Seconds of the operator's own machine, at the rate the operator configured."""
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What an offer costs, in US dollars per unit."""
+
+    unit: PriceUnit
+    usd: Decimal | None = None
+    """None when the unit is `unknown`."""
+    why: str | None = None
+    """Why it is unknown."""
+    typical_s: Decimal | None = None
+    """For prices per second: how long a run usually takes, for quotes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A model as one provider sells it."""
+
+    provider: str
+    endpoint: str
+    """The provider's own name for it: fal's path, Replicate's version, the backend's model."""
+    params: Mapping[str, Rule]
+    price: Price
+    source: str
+    """Where these facts were read."""
+    checked: date
+    master: Mapping[str, Json] = field(default_factory=dict[str, Json])
+    """What to ask for when the gateway will touch the pixels: something lossless."""
+    fixed: Mapping[str, Json] = field(default_factory=dict[str, Json])
+    """Provider fields sent with every call."""
+    uncertain: str | None = None
+    """What in this entry is not certain."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model as callers name it, and who sells it."""
+
+    id: str
+    name: str
+    """For people."""
+    modes: tuple[Mode, ...]
+    offers: tuple[Offer, ...]
+    created: int
+    """Unix seconds, for `GET /v1/models`."""
+    description: str = ""

@@ -1,0 +1,91 @@
+"""One row per picture format that the gateway reads and writes, and what is known of a picture from its header."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from types import MappingProxyType
+from typing import NamedTuple
+
+
+class Size(NamedTuple):
+    """Width and height in pixels."""
+
+    width: int
+    height: int
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}"
+
+    @property
+    def pixels(self) -> int:
+        """Width times height."""
+        return self.width * self.height
+
+
+class Format(StrEnum):
+    """The formats the gateway reads and writes; the value is the name in `output_format`."""
+
+    PNG = "png"
+    JPEG = "jpeg"
+    WEBP = "webp"
+    GIF = "gif"
+    AVIF = "avif"
+
+
+@dataclass(frozen=True, slots=True)
+class FormatFacts:
+    """What one format can carry."""
+
+    mime: str
+    suffix: str
+    alpha: bool
+    """Whether pixels can be transparent."""
+    quality: bool
+    """Whether `output_compression` means something: a lossy encoder with a quality setting."""
+    max_edge: int
+    """The longest edge in pixels that the format can store."""
+    source: str
+    """Where `max_edge` is written down."""
+
+
+FORMATS = MappingProxyType(
+    {
+        Format.PNG: FormatFacts("image/png", "png", True, False, 2**31 - 1, "https://www.w3.org/TR/png-3/#11IHDR"),
+        Format.JPEG: FormatFacts("image/jpeg", "jpg", False, True, 65_535, "https://www.w3.org/Graphics/JPEG/itu-t81.pdf"),
+        Format.WEBP: FormatFacts(
+            "image/webp", "webp", True, True, 16_383, "https://developers.google.com/speed/webp/docs/riff_container"
+        ),
+        Format.GIF: FormatFacts("image/gif", "gif", True, False, 65_535, "https://www.w3.org/Graphics/GIF/spec-gif89a.txt"),
+        Format.AVIF: FormatFacts("image/avif", "avif", True, True, 65_536, "https://aomediacodec.github.io/av1-avif/"),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInfo:
+    """What the header of a picture says. Nothing here needed the pixels."""
+
+    format: Format
+    stored: Size
+    """Size as stored, before the EXIF orientation is applied."""
+    orientation: int = 1
+    """EXIF orientation, 1..8; 1 is upright."""
+    alpha: bool = False
+    """Whether the picture has an alpha channel or a transparent colour."""
+    bits: int = 8
+    """Bits per channel."""
+    colors: str = "rgb"
+    """`rgb`, `gray`, `palette` or `cmyk`."""
+    profile: bool = False
+    """Whether an ICC profile is embedded."""
+    metadata: bool = False
+    """Whether EXIF or XMP is embedded (camera, place, author)."""
+    frames: int = 1
+
+    @property
+    def size(self) -> Size:
+        """Size as a person sees it, orientation applied."""
+        width, height = self.stored
+        return Size(height, width) if self.orientation >= 5 else self.stored
+
+    def __str__(self) -> str:
+        return f"{self.format} {self.size}"
