@@ -9,7 +9,7 @@ from datetime import date
 from decimal import Decimal
 from enum import StrEnum
 
-from normalization.request import Json, Mode
+from normalization.request import Json, RequestMode
 
 
 class Verb(StrEnum):
@@ -110,7 +110,7 @@ class Model:
     id: str
     name: str
     """For people."""
-    modes: tuple[Mode, ...]
+    modes: tuple[RequestMode, ...]
     offers: tuple[Offer, ...]
     created: int
     """Unix seconds, for `GET /v1/models`."""

@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeAlias
 
 from normalization.pixels.formats import Format, ImageInfo, Size
 
-Json: TypeAlias = "None | bool | int | float | str | Sequence[Json] | Mapping[str, Json]"
+Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 
 MAX_IMAGES = 16
 """Source: OpenAI API reference, "Create image edit", `image`."""
@@ -27,7 +27,7 @@ class InvalidParameter(ValueError):
         self.message = message
 
 
-class Mode(StrEnum):
+class RequestMode(StrEnum):
     """What is wanted of a model."""
 
     EDIT = "edit"

@@ -1,6 +1,6 @@
 """Temporary files of one process: pictures on their way, on disk instead of in memory.
 
-All lie in one folder under `TMPDIR` that is locked while the process lives, so that the next start can remove what a killed one left.
+All lie in one folder under `TMPDIR`, locked while the process lives, so that the next start removes what a killed one left.
 """
 
 import fcntl
