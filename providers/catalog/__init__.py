@@ -1,0 +1,284 @@
+"""The catalog: every model, who sells it and by which rules, read from TOML files and checked before anything is served."""
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import date
+from decimal import Decimal
+from importlib.resources import files
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from normalization.converters import CONVERTERS
+from normalization.emulations import EMULATIONS, ENCODE
+from normalization.offer import Model, Offer, Price, PriceUnit, Rule, ValueType, Verb
+from normalization.pixels.formats import Format
+from normalization.request import PARAMETERS, RequestMode
+from providers.registry import PROVIDER_NAMES
+
+
+class CatalogError(Exception):
+    """A catalog file that cannot be used: names the file, the line where it can be told, and the reason."""
+
+
+class Catalog:
+    """The models that can be asked for."""
+
+    def __init__(self, models: Iterable[Model]) -> None:
+        self.models: Mapping[str, Model] = MappingProxyType({model.id: model for model in models})
+        self.parameters = frozenset(PARAMETERS) | {
+            name for model in self.models.values() for offer in model.offers for name in offer.params
+        }
+        """Every parameter name that some entry knows."""
+
+    def find(self, name: str) -> tuple[Model, tuple[Offer, ...]] | None:
+        """The model a caller names and the offers that may serve it; `provider/model` pins one provider."""
+        model = self.models.get(name)
+        if model is not None:
+            return model, model.offers
+        provider, _, rest = name.partition("/")
+        pinned = self.models.get(rest)
+        offers = tuple(offer for offer in pinned.offers if offer.provider == provider) if pinned else ()
+        return (pinned, offers) if pinned and offers else None
+
+    def similar(self, name: str) -> list[str]:
+        """Ids that a caller may have meant, nearest first."""
+        return difflib.get_close_matches(name.rpartition("/")[2], self.models, n=3, cutoff=0.5)
+
+
+def load_catalog(folder: Path | None = None, local_usd_per_second: Decimal = Decimal(0)) -> Catalog:
+    """Read the packaged models, and an operator's own from `folder`, which may override them by id.
+
+    Raises:
+        CatalogError: For the first file that cannot be used.
+    """
+    packaged = Path(str(files("providers.catalog") / "models"))
+    models: dict[str, Model] = {}
+    for place in (packaged, folder):
+        if place is None:
+            continue
+        if not place.is_dir():
+            raise CatalogError(f"{place}: no such folder; see GATEWAY_CATALOG__FOLDER")
+        own = [read_model(path) for path in sorted(place.glob("*.toml"))]
+        _refuse_twins(place, own)
+        models |= {model.id: _with_local_rate(model, local_usd_per_second) for model in own}
+    return Catalog(models.values())
+
+
+def read_model(path: Path) -> Model:
+    """Read one model file.
+
+    Raises:
+        CatalogError: With file, line and reason.
+    """
+    text = path.read_text(encoding="utf-8")
+    try:
+        return _ModelFile.model_validate(tomllib.loads(text)).model()
+    except tomllib.TOMLDecodeError as error:
+        raise CatalogError(f"{path}: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise CatalogError(
+            f"{path}:{_line_of(text, first['loc'])}: {where}: {first['msg'].removeprefix('Value error, ')}"
+        ) from error
+
+
+def _refuse_twins(folder: Path, models: list[Model]) -> None:
+    ids = [model.id for model in models]
+    twins = sorted({name for name in ids if ids.count(name) > 1})
+    if twins:
+        raise CatalogError(f"{folder}: two files define {', '.join(twins)}")
+
+
+def _with_local_rate(model: Model, usd: Decimal) -> Model:
+    offers = (
+        replace(offer, price=replace(offer.price, usd=usd)) if offer.price.unit is PriceUnit.LOCAL_SECOND else offer
+        for offer in model.offers
+    )
+    return replace(model, offers=tuple(offers))
+
+
+def _line_of(text: str, location: tuple[int | str, ...]) -> int:
+    """The line that a validation error points at, as near as the keys tell: the last key found after the ones before it."""
+    lines = text.splitlines()
+    at = 0
+    for part in location:
+        if isinstance(part, int):
+            tables = [number for number, line in enumerate(lines) if line.strip() == "[[offers]]"]
+            at = tables[part] if part < len(tables) else at
+            continue
+        at = next((number for number in range(at, len(lines)) if lines[number].split("=")[0].strip() == part), at)
+    return at + 1
+
+
+class _File(BaseModel):
+    """A table of a model file; unknown keys are mistakes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _spelled_out(rule: Any) -> Any:
+    """`"passthrough"` stands for `{ passthrough = true }`."""
+    return {"passthrough": True} if rule == "passthrough" else rule
+
+
+class _RuleTable(_File):
+    passthrough: Literal[True] | None = None
+    rename: str | None = None
+    convert: str | None = None
+    to: str | None = None
+    type: ValueType | None = None
+    choices: tuple[Any, ...] = ()
+    table: dict[str, Any] = {}
+    min: float | None = None
+    max: float | None = None
+    multiple_of: float | None = None
+    default: Any = None
+    required: bool = False
+    formats: tuple[Format, ...] = ()
+    emulate: str | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "_RuleTable":
+        ways = [way for way in (self.passthrough, self.rename, self.convert) if way is not None]
+        if len(ways) > 1:
+            raise ValueError("one native way: passthrough, rename or convert")
+        if not ways and self.emulate is None:
+            raise ValueError("no native way and no emulation: leave the parameter out if the offer lacks it")
+        if self.convert is not None and (self.convert not in CONVERTERS or self.to is None):
+            raise ValueError(f"convert names one of {', '.join(CONVERTERS)}, with `to`")
+        if self.convert is None and self.to is not None:
+            raise ValueError("`to` belongs to `convert`; use rename")
+        if self.emulate is not None and self.emulate not in (*EMULATIONS, ENCODE):
+            raise ValueError(f"emulate names one of {', '.join((*EMULATIONS, ENCODE))}")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError("min is above max")
+        return self
+
+    def rule(self) -> Rule:
+        verb = Verb.PASSTHROUGH if self.passthrough else Verb.RENAME if self.rename else Verb.CONVERT if self.convert else None
+        return Rule(
+            verb=verb,
+            to=self.rename or self.to,
+            converter=self.convert,
+            type=self.type,
+            choices=self.choices,
+            table=self.table,
+            min=self.min,
+            max=self.max,
+            multiple_of=self.multiple_of,
+            default=self.default,
+            required=self.required,
+            formats=tuple(str(format_) for format_ in self.formats),
+            emulate=self.emulate,
+        )
+
+
+class _PriceTable(_File):
+    per_image: Decimal | None = Field(None, ge=0)
+    per_second: Decimal | None = Field(None, ge=0)
+    per_output_megapixel: Decimal | None = Field(None, ge=0)
+    local: Literal[True] | None = None
+    unknown: str | None = None
+    typical_s: Decimal | None = Field(None, gt=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _money_is_text(cls, raw: Any) -> Any:
+        if isinstance(raw, dict) and any(isinstance(value, float) for value in raw.values()):  # pyright: ignore[reportUnknownVariableType] -- TOML is untyped here
+            raise ValueError('amounts are text, so that they are exact: per_image = "0.04"')
+        return raw  # pyright: ignore[reportUnknownVariableType] -- the same untyped table
+
+    def price(self) -> Price:
+        priced = {
+            PriceUnit.IMAGE: self.per_image,
+            PriceUnit.SECOND: self.per_second,
+            PriceUnit.OUTPUT_MEGAPIXEL: self.per_output_megapixel,
+        }
+        for unit, usd in priced.items():
+            if usd is not None:
+                return Price(unit, usd, typical_s=self.typical_s)
+        if self.local:
+            return Price(PriceUnit.LOCAL_SECOND, Decimal(0), typical_s=self.typical_s)
+        return Price(PriceUnit.UNKNOWN, why=self.unknown)
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> "_PriceTable":
+        units = (self.per_image, self.per_second, self.per_output_megapixel, self.local, self.unknown)
+        if sum(unit is not None for unit in units) != 1:
+            raise ValueError('one of per_image, per_second, per_output_megapixel, local = true, or unknown = "why"')
+        return self
+
+
+class _OfferTable(_File):
+    provider: str
+    endpoint: str = Field(min_length=1)
+    source: str = Field(min_length=1)
+    checked: date
+    price: _PriceTable
+    params: dict[str, Annotated[_RuleTable, BeforeValidator(_spelled_out)]]
+    master: dict[str, Any] = {}
+    fixed: dict[str, Any] = {}
+    uncertain: str | None = None
+
+    @model_validator(mode="after")
+    def _provider_exists(self) -> "_OfferTable":
+        if self.provider not in PROVIDER_NAMES:
+            raise ValueError(f"provider is one of {', '.join(PROVIDER_NAMES)}")
+        return self
+
+    def offer(self) -> Offer:
+        return Offer(
+            provider=self.provider,
+            endpoint=self.endpoint,
+            params=MappingProxyType({name: rule.rule() for name, rule in self.params.items()}),
+            price=self.price.price(),
+            source=self.source,
+            checked=self.checked,
+            master=self.master,
+            fixed=self.fixed,
+            uncertain=self.uncertain,
+        )
+
+
+class _ModelFile(_File):
+    id: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    name: str = Field(min_length=1)
+    description: str = ""
+    modes: tuple[RequestMode, ...] = Field(min_length=1)
+    created: int
+    offers: tuple[_OfferTable, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _no_twin_offers(self) -> "_ModelFile":
+        places = [(offer.provider, offer.endpoint) for offer in self.offers]
+        if len(set(places)) < len(places):
+            raise ValueError("two offers with the same provider and endpoint")
+        return self
+
+    def model(self) -> Model:
+        offers = tuple(offer.offer() for offer in self.offers)
+        return Model(self.id, self.name, self.modes, offers, self.created, self.description)
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogSummary:
+    """What `catalog check` found."""
+
+    models: int
+    offers: int
+
+
+def check_catalog(folder: Path | None = None) -> CatalogSummary:
+    """Read everything as the server would.
+
+    Raises:
+        CatalogError: For the first file that cannot be used.
+    """
+    catalog = load_catalog(folder)
+    return CatalogSummary(len(catalog.models), sum(len(model.offers) for model in catalog.models.values()))

@@ -1,0 +1,128 @@
+"""Named emulations: what the gateway does itself where an offer's native way ends. Data names them, with `emulate = "…"`.
+
+Two kinds share the word: those that shape calls (`fan_out`, `copies`) and those that add steps on the pixels (`fit`, `resample`,
+`composite_mask`, `encode`).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TypeAlias
+
+from normalization.converters import Converted, Refused
+from normalization.offer import Rule
+from normalization.pixels.formats import FORMATS, Format, Size
+from normalization.plan import Composite, Encode, Fit, Step
+from normalization.request import ImageRef, ImageRequest, Json, Value, as_number
+
+
+@dataclass(frozen=True, slots=True)
+class Emulated:
+    """What an emulation adds to a plan."""
+
+    words: str
+    """For people: what the gateway does."""
+    steps: tuple[Step, ...] = ()
+    calls: tuple[int, ...] = ()
+    """Pictures wanted of each call; empty leaves the calls as they are."""
+    copies: int = 1
+    sent: Json = None
+    """A value that is sent in the rule's field after all, such as the nearest one allowed."""
+
+
+Emulation: TypeAlias = Callable[[Value, Converted | Refused, Rule, ImageRequest], Emulated | Refused | None]
+"""Takes the value, what the native way made of it, the rule and the request. None: there is nothing to add to the native way."""
+
+
+def fan_out(value: Value, native: Converted | Refused, rule: Rule, request: ImageRequest) -> Emulated | None:
+    """Spread `n` over several calls, each as large as the provider allows."""
+    if isinstance(native, Converted):
+        return None
+    most = int(rule.max or 1) if rule.verb else 1
+    full, rest = divmod(request.n, most)
+    calls = (most,) * full + ((rest,) if rest else ())
+    return Emulated(f"{len(calls)} call{'s' if len(calls) > 1 else ''}", calls=calls)
+
+
+def copies(value: Value, native: Converted | Refused, rule: Rule, request: ImageRequest) -> Emulated:
+    """Deliver one result `n` times: for models that give the same picture for the same input."""
+    return Emulated(f"one call, delivered {request.n} times: equal calls give equal pictures here", copies=request.n)
+
+
+def fit(value: Value, native: Converted | Refused, rule: Rule, request: ImageRequest) -> Emulated | Refused:
+    """Bring the result to exactly the size asked for, from however near the native way came."""
+    if not isinstance(value, Size):
+        return native if isinstance(native, Refused) else Refused("must be WIDTHxHEIGHT")
+    return Emulated(f"fitted to {value} ({request.fit})", steps=(Fit(value, request.fit, _bars(request)),))
+
+
+def resample(value: Value, native: Converted | Refused, rule: Rule, request: ImageRequest) -> Emulated | Refused | None:
+    """Reach a factor beyond the provider's range: its nearest factor, and the rest by resampling."""
+    factor = as_number(value) if isinstance(value, int | float) else None
+    if isinstance(native, Converted):
+        return None
+    if factor is None or not request.images:
+        return Refused("must be a number")
+    nearest = _nearest(factor, rule)
+    words = "resampled by the gateway" if nearest is None else f"{nearest:g} by the model, the rest resampled"
+    if request.target is not None:
+        return Emulated(words, sent=nearest)
+    width, height = request.images[0].size
+    size = Size(max(1, round(width * factor)), max(1, round(height * factor)))
+    return Emulated(f"{words} to {size}", steps=(Fit(size, request.fit),), sent=nearest)
+
+
+def composite_mask(value: Value, native: Converted | Refused, rule: Rule, request: ImageRequest) -> Emulated | Refused:
+    """Keep the original outside the mask by laying the result over it."""
+    if not isinstance(value, ImageRef):
+        return Refused("must be a picture")
+    return Emulated("laid over the original through the mask", steps=(Composite(ImageRef("image", 0), value),))
+
+
+EMULATIONS: Mapping[str, Emulation] = MappingProxyType(
+    {function.__name__: function for function in (fan_out, copies, fit, resample, composite_mask)}
+)
+
+ENCODE = "encode"
+"""The emulation of what concerns the file: format, compression, background. Decided together, see `normalization.planner`."""
+
+
+def encode_step(request: ImageRequest) -> Encode:
+    """The one encode that ends every plan which touches pixels."""
+    wanted = request.output_format or Format.PNG
+    flat = request.asked.get("background") == "opaque" or not FORMATS[wanted].alpha
+    compression = request.asked.get("output_compression") if FORMATS[wanted].quality else None
+    return Encode(wanted, compression if isinstance(compression, int) else None, request.background_color if flat else None)
+
+
+def encoded(name: str, value: Value, request: ImageRequest) -> Emulated | Refused:
+    """What the encode does for one of its parameters, or why it cannot."""
+    wanted = request.output_format or Format.PNG
+    facts = FORMATS[wanted]
+    if name == "output_compression" and not facts.quality:
+        return Refused(f"has no meaning for {wanted}, which is lossless; ask for jpeg, webp or avif", droppable=True)
+    if value == "transparent" and not facts.alpha:
+        able = ", ".join(name for name, row in FORMATS.items() if row.alpha)
+        return Refused(f"transparent cannot be stored in {wanted}; ask for output_format {able}")
+    if value == "transparent" and not (request.images and request.images[0].alpha):
+        return Refused("transparent cannot be made from a picture without transparency; leave it out, or use a model that cuts out")
+    if value == "opaque":
+        return Emulated(f"laid on {request.background_color}")
+    return Emulated("kept" if name == "background" else "encoded by the gateway")
+
+
+def _nearest(factor: float, rule: Rule) -> float | int | None:
+    """The factor the provider allows that lies nearest above the one asked, else the highest; None if it has no such field."""
+    if rule.verb is None:
+        return None
+    if rule.choices:
+        allowed = sorted(choice for choice in rule.choices if isinstance(choice, int | float))
+        return next((choice for choice in allowed if choice >= factor), allowed[-1])
+    low = rule.min if rule.min is not None else factor
+    high = rule.max if rule.max is not None else factor
+    return min(max(factor, low), high)
+
+
+def _bars(request: ImageRequest) -> str | None:
+    """The colour of padding: the one asked for; else transparent, where the format can."""
+    return request.background_color if "background_color" in request.asked else None

@@ -1,0 +1,306 @@
+"""The planner: a request and an offer become a plan. It is total: what cannot be done is a decision, never an exception.
+
+Every parameter is decided once: by the native way if the offer has one and the value is within its limits, else by the emulation
+that the offer names, else it is `unsupported`, with the reason. What concerns the file is decided last, because any step on the
+pixels takes it over.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+from normalization.converters import CONVERTERS, Converted, Refused
+from normalization.emulations import EMULATIONS, ENCODE, Emulated, encode_step, encoded
+from normalization.offer import Offer, Rule, ValueType, Verb
+from normalization.pixels.formats import Format, Size, needs_cleaning
+from normalization.plan import Call, Composite, Decision, Encode, Fit, Mode, Plan, Step
+from normalization.request import (
+    PARAMETERS,
+    FitMode,
+    ImageRef,
+    ImageRequest,
+    Json,
+    Ratio,
+    Text,
+    Value,
+    as_boolean,
+    as_integer,
+    as_number,
+)
+
+Payload: TypeAlias = "dict[str, Json | ImageRef | tuple[ImageRef, ...]]"
+
+FILE_PARAMS = ("background", "output_format", "output_compression")
+"""What concerns the file; decided last and together."""
+
+STEP_ORDER: tuple[type[Step], ...] = (Composite, Fit, Encode)
+
+_MODES = {Verb.PASSTHROUGH: Mode.PASSTHROUGH, Verb.RENAME: Mode.RENAMED, Verb.CONVERT: Mode.CONVERTED}
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """One decision, and what it adds to the plan."""
+
+    decision: Decision
+    payload: "Mapping[str, Json | ImageRef | tuple[ImageRef, ...]]"
+    emulated: Emulated | None = None
+
+
+def plan_request(request: ImageRequest, offer: Offer, known: frozenset[str] = frozenset()) -> Plan:
+    """Decide every parameter of a request for one offer.
+
+    Args:
+        request: What was asked.
+        offer: Who would serve it.
+        known: All parameter names of the catalog; a name outside it goes to the provider as it is.
+    """
+    claimed = _claimed_fields(request, offer)
+    outcomes = {
+        name: _decide(name, value, request, offer, claimed, known)
+        for name, value in request.asked.items()
+        if name not in FILE_PARAMS
+    }
+    steps = [step for outcome in outcomes.values() if outcome.emulated for step in outcome.emulated.steps]
+    file_outcomes, encode = _decide_file(request, offer, touched=bool(steps))
+    outcomes |= file_outcomes
+    payload: Payload = dict(offer.fixed)
+    for outcome in outcomes.values():
+        payload |= outcome.payload
+    payload |= offer.master if encode else {}
+    calls, seeds = _calls(request, offer, payload, outcomes)
+    return Plan(
+        offer=offer,
+        calls=calls,
+        steps=tuple(sorted((*steps, *encode), key=lambda step: STEP_ORDER.index(type(step)))),
+        decisions=tuple(_with_seeds(outcomes[name].decision, seeds) for name in request.asked),
+        copies=max((outcome.emulated.copies for outcome in outcomes.values() if outcome.emulated), default=1),
+        missing=tuple(name for name, rule in offer.params.items() if rule.required and not request.asked.get(name)),
+    )
+
+
+def _decide(
+    name: str, value: Value, request: ImageRequest, offer: Offer, claimed: frozenset[str], known: frozenset[str]
+) -> _Outcome:
+    asked = shown(value, request)
+    parameter = PARAMETERS.get(name)
+    if parameter is not None and parameter.served is not None:
+        return _Outcome(Decision(name, Mode.EMULATED, asked, emulation=parameter.served), {})
+    rule = offer.params.get(name) or _rule_by_field(name, offer)
+    if value in ("auto", "") and not (rule is not None and value in rule.choices):
+        return _Outcome(Decision(name, Mode.PASSTHROUGH, asked, emulation="left to the model"), {})
+    if rule is None:
+        return _without_rule(name, value, asked, offer, known)
+    native = _native(name, value, rule, request, claimed)
+    emulation = EMULATIONS.get(rule.emulate or "")
+    emulated = emulation(value, native, rule, request) if emulation else None
+    if isinstance(native, Refused) and emulated is None:
+        return _unsupported(name, asked, native, offer)
+    if isinstance(emulated, Refused):
+        return _unsupported(name, asked, emulated, offer)
+    return _served(name, asked, rule, native, emulated, request)
+
+
+def _served(
+    name: str, asked: Json, rule: Rule, native: Converted | Refused, emulated: Emulated | None, request: ImageRequest
+) -> _Outcome:
+    """The parameter reaches the result: natively, by the gateway, or by both."""
+    mode = _MODES[rule.verb] if rule.verb and isinstance(native, Converted) and native.exact else Mode.EMULATED
+    sent = native.value if isinstance(native, Converted) else emulated.sent if emulated else None
+    payload: Payload = {} if sent is None else {rule.to or name: sent}
+    if emulated and emulated.calls and rule.verb:
+        shown_sent: Mapping[str, Json] = {rule.to or name: list(emulated.calls)}
+    else:
+        shown_sent = {key: shown(item, request) for key, item in payload.items()}
+    words = emulated.words if emulated else None
+    return _Outcome(Decision(name, mode, asked, shown_sent, emulation=words), payload, emulated)
+
+
+def _unsupported(name: str, asked: Json, refused: Refused, offer: Offer) -> _Outcome:
+    reason = f"{offer.provider}: {name} {refused.reason}"
+    return _Outcome(Decision(name, Mode.UNSUPPORTED, asked, reason=reason, refused=not refused.droppable), {})
+
+
+def _without_rule(name: str, value: Value, asked: Json, offer: Offer, known: frozenset[str]) -> _Outcome:
+    """Unknown to everyone: sent as it is. Known elsewhere: unsupported here."""
+    if isinstance(value, ImageRef | tuple):
+        # Leaving out a picture or a mask would change what is done, not how: never dropped.
+        return _unsupported(name, asked, Refused("is not taken"), offer)
+    if name in PARAMETERS or name in known:
+        return _unsupported(name, asked, Refused("is not known to this model", droppable=True), offer)
+    guessed = guess(value)
+    return _Outcome(Decision(name, Mode.PASSTHROUGH, asked, {name: guessed}, known=False), {name: guessed})
+
+
+def _claimed_fields(request: ImageRequest, offer: Offer) -> frozenset[str]:
+    """Provider fields that an asked parameter sets directly: a conversion of another parameter stays away from them."""
+    rules = ((name, offer.params.get(name) or _rule_by_field(name, offer)) for name in request.asked)
+    direct = (Verb.PASSTHROUGH, Verb.RENAME)
+    return frozenset(rule.to or name for name, rule in rules if rule is not None and rule.verb in direct)
+
+
+def _rule_by_field(field: str, offer: Offer) -> Rule | None:
+    """The rule for a provider's own name of a parameter: sent as it is, within the limits that rule has for it."""
+    for rule in offer.params.values():
+        if rule.to == field and rule.verb is Verb.RENAME:
+            return replace(rule, verb=Verb.PASSTHROUGH, emulate=None, type=rule.type or ValueType.JSON)
+        if rule.to == field and rule.verb is Verb.CONVERT:
+            return Rule(Verb.PASSTHROUGH, field, type=ValueType.JSON)
+    return None
+
+
+def _native(name: str, value: Value, rule: Rule, request: ImageRequest, claimed: frozenset[str]) -> Converted | Refused:
+    """The value in the provider's own form, or why it has none."""
+    if rule.verb is None:
+        return Refused("has no form there")
+    if rule.verb is Verb.CONVERT and rule.to in claimed:
+        return Refused(f"sets {rule.to}, which was asked for by name")
+    if isinstance(value, tuple) and not isinstance(value, Size | Ratio):
+        return _pictures(value, rule, request)
+    if rule.verb is Verb.CONVERT:
+        return CONVERTERS[rule.converter or ""](value, rule, request)
+    typed = coerce(value, rule.type) if rule.type is not None else value
+    if typed is None:
+        return Refused(f"must be of type {rule.type}")
+    return _within_limits(typed, rule)
+
+
+def _pictures(value: Sequence[Value], rule: Rule, request: ImageRequest) -> Converted | Refused:
+    accepted = tuple(Format(name) for name in rule.formats) or tuple(Format)
+    refs = tuple(
+        ref.prepared("clean") if needs_cleaning(request.info(ref), accepted) else ref for ref in value if isinstance(ref, ImageRef)
+    )
+    most = int(rule.max or 1)
+    if len(refs) > most:
+        return Refused(f"takes {most} picture{'s' if most > 1 else ''}, got {len(refs)}")
+    if rule.verb is Verb.CONVERT:
+        return CONVERTERS[rule.converter or ""](refs, rule, request)
+    return Converted(refs if most > 1 else refs[0])
+
+
+def _within_limits(value: Value, rule: Rule) -> Converted | Refused:
+    if isinstance(value, ImageRef):
+        return Converted(value)
+    if isinstance(value, Size | Ratio | Format | FitMode):
+        value = str(value)
+    if rule.choices and value not in rule.choices:
+        return Refused(f"must be one of {', '.join(map(str, rule.choices))}; asked {value}")
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if rule.min is not None and value < rule.min:
+            return Refused(f"is at least {rule.min:g}; asked {value:g}")
+        if rule.max is not None and value > rule.max:
+            return Refused(f"is at most {rule.max:g}; asked {value:g}")
+        if rule.multiple_of is not None and value % rule.multiple_of:
+            return Refused(f"is a multiple of {rule.multiple_of:g}; asked {value:g}")
+    return Converted(value)
+
+
+def _decide_file(request: ImageRequest, offer: Offer, *, touched: bool) -> tuple[dict[str, _Outcome], tuple[Encode, ...]]:
+    """Decide what concerns the file: natively if the provider can do all of it and no pixel is touched, else in one encode."""
+    asked = {name: value for name, value in request.asked.items() if name in FILE_PARAMS}
+    by_hand = replace(
+        offer, params={name: replace(rule, emulate=None) for name, rule in offer.params.items() if name in FILE_PARAMS}
+    )
+    native = {name: _decide(name, value, request, by_hand, frozenset(), frozenset()) for name, value in asked.items()}
+    lacking = [name for name, outcome in native.items() if outcome.decision.mode is Mode.UNSUPPORTED]
+    mended = [name for name in lacking if name in offer.params and offer.params[name].emulate == ENCODE]
+    if not touched and not mended:
+        return native, ()
+    outcomes = {name: _encoded(name, value, request, offer, native[name]) for name, value in asked.items()}
+    useful = touched or any(outcome.decision.mode is Mode.EMULATED for outcome in outcomes.values())
+    return (outcomes, (encode_step(request),)) if useful else (outcomes, ())
+
+
+def _encoded(name: str, value: Value, request: ImageRequest, offer: Offer, native: _Outcome) -> _Outcome:
+    rule = offer.params.get(name)
+    if value == "auto" or rule is None or rule.emulate != ENCODE:
+        return native
+    result = encoded(name, value, request)
+    if isinstance(result, Refused):
+        return _unsupported(name, shown(value, request), result, offer)
+    return _Outcome(Decision(name, Mode.EMULATED, shown(value, request), emulation=result.words), {}, result)
+
+
+def _calls(
+    request: ImageRequest, offer: Offer, payload: Payload, outcomes: Mapping[str, _Outcome]
+) -> tuple[tuple[Call, ...], tuple[int, ...]]:
+    """Split the work into calls; where there are several, each gets its own seed if the model has one to vary."""
+    emulated = outcomes["n"].emulated if "n" in outcomes else None
+    counts = emulated.calls if emulated and emulated.calls else (request.n if not (emulated and emulated.copies > 1) else 1,)
+    count_rule, seed_rule = offer.params.get("n"), offer.params.get("seed")
+    count_field = count_rule.to or "n" if count_rule is not None and count_rule.verb else None
+    seed_field = seed_rule.to or "seed" if seed_rule is not None and seed_rule.verb else None
+    first = payload.get(seed_field, seed_rule.default if seed_rule else None) if seed_field else None
+    vary = seed_field is not None and isinstance(first, int) and len(counts) > 1
+    calls: list[Call] = []
+    seeds: list[int] = []
+    for count in counts:
+        own: Payload = {} if count_field is None or (count_field not in payload and len(counts) == 1) else {count_field: count}
+        if vary and seed_field is not None and isinstance(first, int):
+            seeds.append(first + sum(call.images for call in calls))
+            own[seed_field] = seeds[-1]
+        calls.append(Call(offer.endpoint, payload | own, count))
+    return tuple(calls), tuple(seeds)
+
+
+def _with_seeds(decision: Decision, seeds: tuple[int, ...]) -> Decision:
+    if decision.param != "n" or not seeds:
+        return decision
+    return replace(decision, emulation=f"{decision.emulation}, seeds {', '.join(map(str, seeds))}")
+
+
+def coerce(value: Value, kind: ValueType) -> Json:
+    """The value as the provider's schema declares it; None if it cannot be that."""
+    if isinstance(value, Size | Ratio | Format | FitMode):
+        value = str(value)
+    if isinstance(value, ImageRef) or value is None:
+        return None
+    match kind:
+        case ValueType.TEXT:
+            return str(value) if isinstance(value, str) else None
+        case ValueType.INTEGER:
+            return as_integer(_plain(value))
+        case ValueType.NUMBER:
+            return as_number(_plain(value))
+        case ValueType.BOOLEAN:
+            return as_boolean(_plain(value))
+        case ValueType.JSON:
+            return guess(value)
+
+
+def guess(value: Value) -> Json:
+    """The value of a parameter whose type nobody declares: text that reads as a number, a boolean or JSON becomes that."""
+    if not isinstance(value, Text):
+        return _plain(value)
+    for reading in (as_boolean if value.strip().lower() in ("true", "false") else as_number, _structure):
+        found = reading(value)
+        if found is not None:
+            return found
+    return str(value)
+
+
+def _structure(text: Text) -> Json:
+    if not text.lstrip().startswith(("{", "[")):
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _plain(value: Value) -> Json:
+    return str(value) if isinstance(value, ImageRef | Size | Ratio) else value  # pyright: ignore[reportReturnType] -- tuples of handles do not come here
+
+
+def shown(value: "Value | Iterable[ImageRef]", request: ImageRequest) -> Json:
+    """A value as the receipt shows it: pictures by what is known of them, sizes as text."""
+    if isinstance(value, ImageRef):
+        prepared = f" ({', '.join(value.prepare)})" if value.prepare else ""
+        return f"{request.info(value)}{prepared}"
+    if isinstance(value, Size | Ratio | Format | FitMode):
+        return str(value)
+    if isinstance(value, tuple):
+        several = [shown(item, request) for item in value if isinstance(item, ImageRef)]
+        return several[0] if len(several) == 1 else several
+    return str(value) if isinstance(value, Text) else value  # pyright: ignore[reportReturnType] -- only JSON is left
