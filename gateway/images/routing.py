@@ -1,0 +1,175 @@
+"""Routing: put the plans in the order to try them, and say why the others are left out. Plans are compared, not names."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from enum import StrEnum
+
+from gateway.errors import BadRequest, OverBudget, Overloaded
+from normalization.explain import receipt
+from normalization.offer import Offer
+from normalization.plan import Mode, Plan
+from normalization.planner import plan_request
+from normalization.pricing import Cost, money, quote
+from normalization.request import ImageRequest, Json
+
+
+class OnUnsupported(StrEnum):
+    """What becomes of a parameter that the best offer lacks."""
+
+    DROP = "drop"
+    ERROR = "error"
+
+
+class Policy(StrEnum):
+    """What is weighed first when offers are compared."""
+
+    BALANCED = "balanced"
+    PRICE = "price"
+    LATENCY = "latency"
+    NATIVE_FIRST = "native_first"
+
+
+@dataclass(frozen=True, slots=True)
+class Controls:
+    """What a caller says of how the request is served; never part of what a provider gets."""
+
+    on_unsupported: OnUnsupported = OnUnsupported.DROP
+    policy: Policy = Policy.BALANCED
+    order: tuple[str, ...] = ()
+    """Providers in the order wanted; others come after them."""
+    max_cost_usd: Decimal | None = None
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One plan, what it would cost, and why it cannot be used, if it cannot."""
+
+    plan: Plan
+    cost: Cost
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def eligible(self) -> bool:
+        """Whether it may be tried."""
+        return not self.reasons
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Who is tried, in order, and who is not."""
+
+    chosen: tuple[Candidate, ...]
+    left_out: tuple[Candidate, ...]
+
+
+Unavailable = Callable[[Offer], str | None]
+"""Why an offer cannot take work at all at the moment (no key, no backend); None if it can."""
+
+
+def weigh(
+    request: ImageRequest, offers: Sequence[Offer], known: frozenset[str], unavailable: Unavailable, *, allow_unpriced: bool
+) -> list[Candidate]:
+    """Plan and price every offer; none is left out silently."""
+    candidates: list[Candidate] = []
+    for offer in offers:
+        plan = plan_request(request, offer, known)
+        cost = quote(plan, request)
+        reasons = list(plan.refusals)
+        away = unavailable(offer)
+        reasons += [away] if away else []
+        reasons += [f"{offer.provider}: {cost.basis}"] if cost.usd is None and not allow_unpriced else []
+        candidates.append(Candidate(plan, cost, tuple(reasons)))
+    return candidates
+
+
+def order(candidates: Sequence[Candidate], controls: Controls) -> Route:
+    """Put candidates in the order to try them."""
+    ranked = sorted(candidates, key=lambda candidate: _rank(candidate, controls))
+    return Route(tuple(c for c in ranked if c.eligible), tuple(c for c in ranked if not c.eligible))
+
+
+def choose_route(candidates: Sequence[Candidate], controls: Controls) -> Route:
+    """Put candidates in the order to try them, or say why the request cannot be served.
+
+    Raises:
+        BadRequest: No offer takes these values; or strictness was asked for and the best offer lacks a parameter.
+        OverBudget: Every offer costs more than the caller allows.
+        Overloaded: Offers could serve it, but none can take work at the moment.
+    """
+    route = order(candidates, controls)
+    if not route.chosen:
+        raise _unservable(route)
+    lacking = route.chosen[0].plan.unsupported
+    if lacking and controls.on_unsupported is OnUnsupported.ERROR:
+        raise BadRequest(
+            "Not every parameter can be served: " + _lines(candidates, _unsupported),
+            param=lacking[0].param,
+            code="unsupported_parameter",
+        )
+    affordable = tuple(c for c in route.chosen if _affordable(c, controls.max_cost_usd))
+    if not affordable:
+        cheapest = min((c.cost.usd for c in route.chosen if c.cost.usd is not None), default=None)
+        raise OverBudget(
+            f"Every offer costs more than x-gateway-max-cost-usd allows; the cheapest: {money(cheapest) or 'unknown'} USD.",
+            extra={"required_usd": money(cheapest), "available_usd": money(controls.max_cost_usd)},
+        )
+    return Route(affordable, route.left_out)
+
+
+def dry_run(request: ImageRequest, route: Route) -> dict[str, Json]:
+    """What would happen, for every offer, best first."""
+    return {"dry_run": True, "offers": [_explained(request, candidate) for candidate in (*route.chosen, *route.left_out)]}
+
+
+def _explained(request: ImageRequest, candidate: Candidate) -> dict[str, Json]:
+    cost = candidate.cost
+    return {
+        "provider": candidate.plan.offer.provider,
+        "endpoint": candidate.plan.offer.endpoint,
+        "eligible": candidate.eligible,
+        "reasons": list(candidate.reasons),
+        "cost": {"usd": money(cost.usd), "basis": cost.basis, "certainty": cost.certainty.value},
+        "normalization": receipt(candidate.plan, request),
+    }
+
+
+def _rank(candidate: Candidate, controls: Controls) -> tuple[object, ...]:
+    provider = candidate.plan.offer.provider
+    wanted = controls.order.index(provider) if provider in controls.order else len(controls.order)
+    decisions = candidate.plan.decisions
+    unsupported = sum(decision.mode is Mode.UNSUPPORTED for decision in decisions)
+    emulated = sum(decision.mode is Mode.EMULATED for decision in decisions)
+    price = candidate.cost.usd if candidate.cost.usd is not None else Decimal("Infinity")
+    match controls.policy:
+        case Policy.PRICE:
+            return (wanted, price, unsupported, emulated)
+        case Policy.BALANCED | Policy.LATENCY | Policy.NATIVE_FIRST:
+            return (wanted, unsupported, emulated, price)
+
+
+def _affordable(candidate: Candidate, most: Decimal | None) -> bool:
+    return most is None or (candidate.cost.usd is not None and candidate.cost.usd <= most)
+
+
+def _unservable(route: Route) -> BadRequest | Overloaded:
+    """The one error for a request that nobody can serve: the caller's fault where the plans say so, else ours."""
+    plans = [candidate.plan for candidate in route.left_out]
+    if any(not plan.refusals for plan in plans) or not plans:
+        reasons = _lines(route.left_out, lambda candidate: candidate.reasons)
+        return Overloaded(f"No offer of this model can take work: {reasons}", code="no_offer_available", detail=reasons)
+    missing = [name for name in plans[0].missing if all(name in plan.missing for plan in plans)]
+    if missing:
+        return BadRequest(f"`{missing[0]}` is required by this model.", param=missing[0], code="missing_required_parameter")
+    refused = [decision for plan in plans for decision in plan.decisions if decision.refused]
+    lines = _lines(route.left_out, lambda candidate: candidate.plan.refusals)
+    return BadRequest(f"No offer of this model can serve this: {lines}", param=refused[0].param if refused else None)
+
+
+def _unsupported(candidate: Candidate) -> tuple[str, ...]:
+    return tuple(decision.reason or decision.param for decision in candidate.plan.unsupported)
+
+
+def _lines(candidates: Sequence[Candidate], reasons: Callable[[Candidate], tuple[str, ...]]) -> str:
+    return "; ".join(dict.fromkeys(reason for candidate in candidates for reason in reasons(candidate)))
