@@ -1,5 +1,6 @@
 """One row per picture format that the gateway reads and writes, and what is known of a picture from its header."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
@@ -42,7 +43,7 @@ class FormatFacts:
     quality: bool
     """Whether `output_compression` means something: a lossy encoder with a quality setting."""
     max_edge: int
-    """The longest edge in pixels that the format can store."""
+    """The longest edge in pixels that the format can store and its usual library writes and reads."""
     source: str
     """Where `max_edge` is written down."""
 
@@ -50,12 +51,16 @@ class FormatFacts:
 FORMATS = MappingProxyType(
     {
         Format.PNG: FormatFacts("image/png", "png", True, False, 2**31 - 1, "https://www.w3.org/TR/png-3/#11IHDR"),
-        Format.JPEG: FormatFacts("image/jpeg", "jpg", False, True, 65_535, "https://www.w3.org/Graphics/JPEG/itu-t81.pdf"),
+        Format.JPEG: FormatFacts(
+            "image/jpeg", "jpg", False, True, 65_500, "https://github.com/libjpeg-turbo/libjpeg-turbo/blob/main/src/jmorecfg.h"
+        ),
         Format.WEBP: FormatFacts(
             "image/webp", "webp", True, True, 16_383, "https://developers.google.com/speed/webp/docs/riff_container"
         ),
         Format.GIF: FormatFacts("image/gif", "gif", True, False, 65_535, "https://www.w3.org/Graphics/GIF/spec-gif89a.txt"),
-        Format.AVIF: FormatFacts("image/avif", "avif", True, True, 65_536, "https://aomediacodec.github.io/av1-avif/"),
+        Format.AVIF: FormatFacts(
+            "image/avif", "avif", True, True, 32_768, "https://github.com/AOMediaCodec/libavif/blob/main/include/avif/avif.h"
+        ),
     }
 )
 
@@ -89,3 +94,10 @@ class ImageInfo:
 
     def __str__(self) -> str:
         return f"{self.format} {self.size}"
+
+
+def needs_cleaning(info: ImageInfo, accepted: Collection[Format]) -> bool:
+    """Whether a picture must be rewritten before it is sent: another format, turned, another colour space, with metadata."""
+    plain = info.orientation == 1 and not info.profile and not info.metadata
+    simple = info.bits <= 8 and info.colors != "cmyk" and info.frames == 1
+    return not (plain and simple and info.format in accepted)

@@ -1,0 +1,45 @@
+"""Carry out the pixel steps of a plan on one picture, in the order in which they stand."""
+
+from collections.abc import Mapping, Sequence
+from typing import BinaryIO, assert_never
+
+from PIL import Image
+
+from normalization.pixels.encode import encode
+from normalization.pixels.fit import fit
+from normalization.pixels.mask import composite
+from normalization.plan import Composite, Encode, Fit, Step
+from normalization.request import ImageRef
+
+
+def apply_steps(image: Image.Image, steps: Sequence[Step], companions: Mapping[ImageRef, Image.Image], out: BinaryIO) -> None:
+    """Run `steps` on `image` and write the result to `out`.
+
+    Args:
+        image: The provider's picture, cleaned.
+        steps: Any number, with one `Encode`, which is the last.
+        companions: The caller's own pictures that the steps name, cleaned.
+        out: Where the encoded picture goes.
+
+    Raises:
+        EdgeTooLong: If the format cannot store the size.
+        ValueError: If the steps do not end with their only `Encode`.
+    """
+    *before, last = steps or (None,)
+    if not isinstance(last, Encode):
+        raise ValueError("steps must end with an encode")
+    for step in before:
+        image = _done(image, step, companions)
+    encode(image, last, out)
+
+
+def _done(image: Image.Image, step: Step | None, companions: Mapping[ImageRef, Image.Image]) -> Image.Image:
+    match step:
+        case Composite():
+            return composite(companions[step.image], image, companions[step.mask], step.feather_px)
+        case Fit():
+            return fit(image, step.size, step.how, step.background)
+        case Encode() | None:
+            raise ValueError("only the last step may be an encode")
+        case _:
+            assert_never(step)
