@@ -29,7 +29,7 @@ from normalization.request import (
     as_number,
 )
 
-Payload: TypeAlias = "dict[str, Json | ImageRef | tuple[ImageRef, ...]]"
+Payload: TypeAlias = dict[str, Json | ImageRef | tuple[ImageRef, ...]]
 
 FILE_PARAMS = ("background", "output_format", "output_compression")
 """What concerns the file; decided last and together."""
@@ -44,7 +44,7 @@ class _Outcome:
     """One decision, and what it adds to the plan."""
 
     decision: Decision
-    payload: "Mapping[str, Json | ImageRef | tuple[ImageRef, ...]]"
+    payload: Mapping[str, Json | ImageRef | tuple[ImageRef, ...]]
     emulated: Emulated | None = None
 
 
@@ -293,7 +293,7 @@ def _plain(value: Value) -> Json:
     return str(value) if isinstance(value, ImageRef | Size | Ratio) else value  # pyright: ignore[reportReturnType] -- tuples of handles do not come here
 
 
-def shown(value: "Value | Iterable[ImageRef]", request: ImageRequest) -> Json:
+def shown(value: Value | Iterable[ImageRef], request: ImageRequest) -> Json:
     """A value as the receipt shows it: pictures by what is known of them, sizes as text."""
     if isinstance(value, ImageRef):
         prepared = f" ({', '.join(value.prepare)})" if value.prepare else ""

@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeAlias
 
 from normalization.pixels.formats import Format, ImageInfo, Size
 
-Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
+Json: TypeAlias = bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"] | None
 
 MAX_IMAGES = 16
 """Source: OpenAI API reference, "Create image edit", `image`."""
@@ -133,7 +133,7 @@ class ImageRequest:
         return self.images[ref.index]
 
 
-Value: TypeAlias = "Json | Size | Ratio | Format | FitMode | ImageRef | tuple[ImageRef, ...]"
+Value: TypeAlias = Json | Size | Ratio | Format | FitMode | ImageRef | tuple[ImageRef, ...]
 """A parameter's value once parsed."""
 
 Parse: TypeAlias = Callable[[Json], Value]
