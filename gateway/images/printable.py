@@ -1,0 +1,90 @@
+"""Plans, receipts and usage as the journal stores them: JSON, prompts withheld, long values cut. Pure."""
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from normalization.pixels.formats import Size
+from normalization.plan import Call, Decision, Plan, Step
+from normalization.request import ImageRef, Json
+from providers.base import Usage
+
+WITHHELD = "(kept with the request)"
+"""Stands in plans and receipts for a prompt, which is kept with the job's request and nowhere else."""
+
+_LONGEST_VALUE = 500
+"""Characters of one value in a stored plan; the whole is with the request."""
+
+
+def printable_plan(plan: Plan) -> dict[str, Any]:
+    """A plan as JSON: handles for pictures, prompts withheld, long values cut."""
+    prompts = {field for decision in plan.decisions if _is_prompt(decision.param) for field in decision.sent}
+    return {
+        "calls": [_printable_call(call, prompts) for call in plan.calls],
+        "steps": [_printable_step(step) for step in plan.steps],
+        "decisions": [_printable_decision(decision) for decision in plan.decisions],
+        "copies": plan.copies,
+    }
+
+
+def printable_usage(usage: Usage) -> dict[str, Any]:
+    """What a provider said it used; figures as text, so that they stay exact."""
+    figures = {"seconds": usage.seconds, "units": usage.units}
+    return {name: str(value) for name, value in figures.items() if value is not None} | {"reported": dict(usage.reported)}
+
+
+def withheld(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of a receipt, without the prompt if it is about one."""
+    if not _is_prompt(entry["param"]):
+        return dict(entry)
+    return _with_prompt(entry, WITHHELD)
+
+
+def restored(entry: Mapping[str, Any], request: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A line of a receipt as it was before `withheld`, by what the job's request says."""
+    if not _is_prompt(entry["param"]):
+        return entry
+    return _with_prompt(entry, request.get(entry["param"], WITHHELD))
+
+
+def _printable_call(call: Call, prompts: set[str]) -> dict[str, Any]:
+    payload = {
+        field: WITHHELD if field in prompts or _is_prompt(field) else _printable(value) for field, value in call.payload.items()
+    }
+    return {"endpoint": call.endpoint, "images": call.images, "payload": payload}
+
+
+def _printable_step(step: Step) -> dict[str, Any]:
+    values = {name: _printable(getattr(step, name)) for name in step.__slots__}
+    return {"step": type(step).__name__.lower(), **values}
+
+
+def _printable_decision(decision: Decision) -> dict[str, Any]:
+    entry = {
+        name: _printable(getattr(decision, name)) for name in ("param", "mode", "asked", "sent", "emulation", "reason", "known")
+    }
+    return withheld(entry)
+
+
+def _printable(value: object) -> Any:
+    match value:
+        case ImageRef() | Size():
+            return str(value)
+        case str() if len(value) > _LONGEST_VALUE:
+            return f"{value[:_LONGEST_VALUE]}… ({len(value)} characters)"
+        case Mapping():
+            inside = cast("Mapping[object, object]", value)  # pattern matching forgets what it knew
+            return {str(key): _printable(inner) for key, inner in inside.items()}
+        case list() | tuple():
+            return [_printable(inner) for inner in cast("list[object] | tuple[object, ...]", value)]  # as above
+        case _:
+            return value
+
+
+def _is_prompt(param: str) -> bool:
+    return "prompt" in param.lower()
+
+
+def _with_prompt(entry: Mapping[str, Any], prompt: Json) -> dict[str, Any]:
+    # A prompt reaches a provider word for word, if at all, so one text fits both places.
+    sent = dict.fromkeys(entry.get("sent") or {}, prompt)
+    return {**entry, "asked": prompt, "sent": sent} | ({"delivered": prompt} if entry.get("delivered") else {})
