@@ -46,16 +46,16 @@ async def client(gateway_url: str, api_key: str) -> AsyncIterator[AsyncOpenAI]:
 # --- ways of sending a picture ------------------------------------------------------------------------------------------------
 
 
-def open_file(folder: Path) -> Any:
-    """A path, as the client takes it."""
+def write_file(folder: Path) -> Path:
+    """A picture in a file."""
     path = folder / "source.png"
     path.write_bytes(png())
     return path
 
 
 SENT: dict[str, Callable[[Path], Any]] = {
-    "path": open_file,
-    "open_file": lambda folder: BytesIO(open_file(folder).read_bytes()),
+    "path": write_file,
+    "stream": lambda folder: BytesIO(png()),
     "bytes": lambda folder: png(),
     "named_bytes": lambda folder: ("a.png", png(), "image/png"),
     "lying_type": lambda folder: ("a.jpg", png(), "image/jpeg"),
@@ -133,10 +133,10 @@ async def test_scale_factor_goes_through_extra_body(edit: Edit, factor: float):
     assert [image.size for image in await pictures(response)] == [(round(SIZE[0] * factor), round(SIZE[1] * factor))]
 
 
-@pytest.mark.parametrize("falsy", ["", "a picture of a boat"])
-async def test_prompt_may_be_empty_or_not(edit: Edit, falsy: str):
+@pytest.mark.parametrize("prompt", ["", "a picture of a boat"])
+async def test_prompt_may_be_empty_or_not(edit: Edit, prompt: str):
     """A model that needs no prompt takes an empty one, and reports one that it cannot use."""
-    response = await edit(prompt=falsy)
+    response = await edit(prompt=prompt)
 
     assert len(entries(response)) == 1
 

@@ -27,7 +27,7 @@ def fetch(url: str, method: str = "GET", headers: Mapping[str, str] | None = Non
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=60)
     try:
-        connection.request(method, f"{parts.path}?{parts.query}", body=body, headers=dict(headers or {}))
+        connection.request(method, parts._replace(scheme="", netloc="").geturl(), body=body, headers=dict(headers or {}))
         answer = connection.getresponse()
         return Answer(answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read())
     finally:
