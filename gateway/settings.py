@@ -87,6 +87,9 @@ class Fetch(_Section):
     allow_hosts: tuple[str, ...] = ()
     """`host` or `host:port` exempt from the private-network guard."""
     deadline_s: PositiveFloat = 30.0
+    """For a picture that a caller names."""
+    result_deadline_s: PositiveFloat = 120.0
+    """For a result that a provider names."""
 
 
 class CatalogSettings(_Section):

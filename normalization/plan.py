@@ -3,12 +3,12 @@
 Plans are plain values: comparable, printable, and cheap enough to make one for each offer.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from normalization.offer import Offer
-from normalization.pixels.formats import Format, Size
+from normalization.pixels.formats import Format, ImageInfo, Size
 from normalization.request import FitMode, ImageRef, Json
 
 
@@ -86,6 +86,21 @@ class Encode:
 
 Step = Composite | Fit | Encode
 """In the order in which they run."""
+
+
+def changes(steps: Sequence[Step], info: ImageInfo) -> bool:
+    """Whether the steps would do anything to a picture with this header; if not, its bytes can stay as they are."""
+    return any(_changes(step, info) for step in steps)
+
+
+def _changes(step: Step, info: ImageInfo) -> bool:
+    match step:
+        case Composite():
+            return True
+        case Fit():
+            return step.size != info.size
+        case Encode():
+            return step.format is not info.format or step.compression is not None or (step.background is not None and info.alpha)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
 
-from gateway.errors import BadRequest, OverBudget, Overloaded
+from gateway.errors import BadRequest, ModelNotFound, OverBudget, Overloaded
 from normalization.explain import receipt
-from normalization.offer import Offer
+from normalization.offer import Model, Offer
 from normalization.plan import Mode, Plan
 from normalization.planner import plan_request
 from normalization.pricing import Cost, money, quote
 from normalization.request import ImageRequest, Json
+from providers.catalog import Catalog
 
 
 class OnUnsupported(StrEnum):
@@ -62,6 +63,21 @@ class Route:
 
     chosen: tuple[Candidate, ...]
     left_out: tuple[Candidate, ...]
+
+
+def find_model(name: str, catalog: Catalog, param: str | None = None) -> tuple[Model, tuple[Offer, ...]]:
+    """The model a caller names, and the offers that may serve it.
+
+    Raises:
+        ModelNotFound: With what may have been meant.
+    """
+    found = catalog.find(name)
+    if found is not None:
+        return found
+    similar = catalog.similar(name)
+    hint = f" Did you mean {' or '.join(similar)}?" if similar else " GET /v1/models lists the ids."
+    shown = name if len(name) <= 64 else f"{name[:63]}…"
+    raise ModelNotFound(f"The model `{shown}` does not exist or you do not have access to it.{hint}", param=param)
 
 
 Unavailable = Callable[[Offer], str | None]

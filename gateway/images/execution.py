@@ -1,0 +1,205 @@
+"""Execution: try the route's plans in order until one delivers; every attempt and every ticket is written down as it happens."""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+
+from gateway.errors import AllOffersFailed, BadRequest, ContentRefused, GatewayError
+from gateway.images.finishing import Originals, StoredImage, fetch, finish, measure, prepare, store
+from gateway.images.journal import OpenAttempt, OpenJob
+from gateway.images.routing import Candidate, Route
+from gateway.images.scratch import Scratch
+from gateway.images.services import Services
+from normalization.plan import Plan
+from normalization.pricing import Cost, money, price, total
+from normalization.request import ImageRequest
+from providers.base import Done, ImageParts, Running, Ticket, Usage
+from providers.drive import drive
+from providers.failures import CONSEQUENCES, FailureKind, ProviderFailure
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One request, ready to be carried out."""
+
+    job: OpenJob
+    request: ImageRequest
+    route: Route
+    originals: Originals
+    created_at: datetime
+    on_progress: Callable[[float], None]
+    """Told 0..1 now and then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """One plan tried, as the answer tells it."""
+
+    provider: str
+    failure: FailureKind | None
+    """None: it delivered."""
+    ms: int
+    cost: Cost
+
+    @property
+    def outcome(self) -> str:
+        """`ok` or a kind of failure."""
+        return self.failure or "ok"
+
+    def told(self) -> dict[str, str | int]:
+        """For the answer's `attempts`."""
+        return {"provider": self.provider, "outcome": self.outcome, "ms": self.ms}
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """What execution came to."""
+
+    candidate: Candidate
+    images: tuple[StoredImage, ...]
+    tried: tuple[Tried, ...]
+    """In the order tried; the last one delivered."""
+
+    @property
+    def cost(self) -> Cost:
+        """What providers charge, failed attempts included."""
+        return total([tried.cost for tried in self.tried])
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What one attempt brought."""
+
+    images: tuple[StoredImage, ...]
+    cost: Cost
+    usage: Mapping[int, Usage]
+
+
+async def execute(work: Work, by: Services) -> Delivered:
+    """Try plan after plan.
+
+    Raises:
+        BadRequest, ContentRefused: The provider says that the caller's input is at fault.
+        AllOffersFailed: Nobody delivered.
+    """
+    tried: list[Tried] = []
+    for position, candidate in enumerate(work.route.chosen):
+        attempt = await by.journal.start_attempt(work.job, position, candidate.plan)
+        started = asyncio.get_running_loop().time()
+        made = await _attempt(work, candidate.plan, attempt, by)
+        seconds = asyncio.get_running_loop().time() - started
+        tried.append(_tried(candidate, made, seconds))
+        _count(work, tried[-1], seconds, by)
+        if isinstance(made, _Made):
+            await by.journal.finish_attempt(attempt, tried[-1].outcome, None, made.cost, made.usage)
+            return Delivered(candidate, made.images, tuple(tried))
+        await by.journal.finish_attempt(attempt, tried[-1].outcome, made.detail, tried[-1].cost)
+        by.log.warning("attempt.failed", provider=tried[-1].provider, kind=tried[-1].outcome, detail=made.detail)
+        if not CONSEQUENCES[made.kind].try_next:
+            raise _final(made, tried)
+    raise AllOffersFailed(f"No offer delivered: {_lines(tried)}.", extra=_account(tried))
+
+
+async def _attempt(work: Work, plan: Plan, attempt: OpenAttempt, by: Services) -> _Made | ProviderFailure:
+    """Make one plan; a provider's failure is an outcome here, not an exception."""
+    try:
+        return await _make(work, plan, attempt, by)
+    except ProviderFailure as failure:
+        return failure
+
+
+def _tried(candidate: Candidate, made: _Made | ProviderFailure, seconds: float) -> Tried:
+    failure = None if isinstance(made, _Made) else made.kind
+    cost = made.cost if isinstance(made, _Made) else _cost_of(made)
+    return Tried(candidate.plan.offer.provider, failure, round(seconds * 1000), cost)
+
+
+async def _make(work: Work, plan: Plan, attempt: OpenAttempt, by: Services) -> _Made:
+    """Make one plan's calls, and turn what comes of them into stored pictures."""
+    with Scratch(by.spool) as scratch:
+        parts = await prepare(plan, work.originals, scratch, by)
+        results = await _call_all(work, plan, parts, attempt, by)
+        outputs = [output for index, done in results.items() for output in done.outputs[: plan.calls[index].images]]
+        raw = [await fetch(output, scratch, by) for output in outputs]
+        pixels = [(await measure(path)).size.pixels for path in raw]
+        ready = await asyncio.gather(*(finish(path, plan, work.request, work.originals, scratch, by) for path in raw))
+        images = await asyncio.gather(*(store(path, by) for path in ready))
+        usage = {index: done.usage for index, done in results.items()}
+        cost = price(plan.offer.price, images=len(raw), seconds=_seconds(usage), output_pixels=sum(pixels))
+        return _Made(tuple(images), cost, usage)
+
+
+async def _call_all(work: Work, plan: Plan, parts: ImageParts, attempt: OpenAttempt, by: Services) -> dict[int, Done]:
+    """Make the calls side by side. Some may fail; if all do, the first failure stands for them."""
+    calls = (_call(work, plan, index, parts, attempt, by) for index in range(len(plan.calls)))
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    failures = [result for result in results if isinstance(result, BaseException)]
+    ours = next((failure for failure in failures if not isinstance(failure, ProviderFailure)), None)
+    if ours is not None:
+        raise ours
+    done = {index: result for index, result in enumerate(results) if isinstance(result, Done)}
+    if not done:
+        raise failures[0]
+    if not any(result.outputs for result in done.values()):
+        raise ProviderFailure(FailureKind.TRANSIENT, "the provider delivered no picture")
+    return done
+
+
+async def _call(work: Work, plan: Plan, index: int, parts: ImageParts, attempt: OpenAttempt, by: Services) -> Done:
+    async def keep(ticket: Ticket) -> None:
+        await by.journal.record_ticket(attempt, index, ticket)
+
+    async def tell(running: Running) -> None:
+        if running.progress is not None:
+            work.on_progress(running.progress)
+
+    provider = by.providers[plan.offer.provider]
+    deadline_s = by.settings.limits.job_deadline_s
+    return await drive(provider, plan.calls[index], parts, deadline_s=deadline_s, on_ticket=keep, on_progress=tell)
+
+
+def _seconds(usage: Mapping[int, Usage]) -> Decimal | None:
+    told = [used.seconds for used in usage.values()]
+    return sum((seconds for seconds in told if seconds is not None), Decimal(0)) if None not in told else None
+
+
+def _cost_of(failure: ProviderFailure) -> Cost:
+    """What a failed attempt costs: nothing where the provider says so or cannot have worked, unknown where nobody can say."""
+    if CONSEQUENCES[failure.kind].retry_safe:
+        return Cost.nothing("not charged")
+    return Cost.unknown(f"{failure.kind}: the provider may have charged")
+
+
+def _final(failure: ProviderFailure, tried: Sequence[Tried]) -> GatewayError:
+    """A failure that no other offer can mend."""
+    account = _account(tried)
+    match failure.kind:
+        case FailureKind.CALLER_FAULT:
+            return BadRequest(failure.public, param=failure.param, detail=failure.detail, extra=account)
+        case FailureKind.CONTENT:
+            return ContentRefused(failure.public, detail=failure.detail, extra=account)
+        case _:
+            return AllOffersFailed(failure.public, detail=failure.detail, extra=account)
+
+
+def _lines(tried: Sequence[Tried]) -> str:
+    return "; ".join(f"{one.provider}: {one.outcome}" for one in tried)
+
+
+def _account(tried: Sequence[Tried]) -> dict[str, object]:
+    safe = all(one.failure is None or CONSEQUENCES[one.failure].retry_safe for one in tried)
+    return {"attempts": [one.told() for one in tried], "billed_usd": money(Decimal(0)), "retry_safe": safe}
+
+
+def _count(work: Work, tried: Tried, seconds: float, by: Services) -> None:
+    """Labels are the catalog's own names, never a caller's text."""
+    found = by.catalog.find(work.request.model)
+    model = found[0].id if found else "unknown"
+    by.metrics.attempts.labels(model, tried.provider, tried.outcome).inc()
+    by.metrics.attempt_seconds.labels(model, tried.provider).observe(seconds)
+    if tried.cost.usd is None:
+        by.metrics.cost_unknown.labels(model, tried.provider).inc()
+    else:
+        by.metrics.cost_usd.labels(model, tried.provider).inc(float(tried.cost.usd))

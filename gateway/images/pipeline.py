@@ -1,0 +1,134 @@
+"""The road of a request, once it is understood: plan every offer, try them in order, finish, price, record."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from decimal import Decimal
+
+from gateway.errors import BadRequest, GatewayError, InternalError
+from gateway.images.execution import Delivered, Work, execute
+from gateway.images.finishing import StoredImage
+from gateway.images.journal import NewAsset
+from gateway.images.routing import Controls, Route, choose_route, find_model, order, weigh
+from gateway.images.services import Services
+from normalization.explain import header, receipt
+from normalization.pricing import money
+from normalization.request import ImageRequest, Json, RequestMode
+
+
+@dataclass(frozen=True, slots=True)
+class ImageResult:
+    """A finished request: the pictures, and the account of what was done."""
+
+    work: Work
+    delivered: Delivered
+
+    @property
+    def images(self) -> tuple[StoredImage, ...]:
+        """The pictures of the answer, as many as were wanted; equal ones may stand in it more than once."""
+        return (self.delivered.images * self.delivered.candidate.plan.copies)[: self.work.request.n]
+
+    @property
+    def billed_usd(self) -> Decimal:
+        """What the tenant is charged: the attempt that delivered; the quote where its cost is unknown."""
+        cost = self.delivered.tried[-1].cost
+        return next((usd for usd in (cost.usd, self.delivered.candidate.cost.usd) if usd is not None), Decimal(0))
+
+    @property
+    def receipt(self) -> list[dict[str, Json]]:
+        """One entry for each parameter: asked, sent, delivered."""
+        return receipt(self.delivered.candidate.plan, self.work.request, [image.info for image in self.images])
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The account in brief."""
+        cost = money(self.delivered.cost.usd)
+        return {
+            "x-gateway-provider": self.delivered.candidate.plan.offer.provider,
+            "x-gateway-normalization": header(self.delivered.candidate.plan),
+            **({"x-gateway-cost-usd": cost} if cost is not None else {}),
+        }
+
+    def metadata(self) -> dict[str, Json]:
+        """The account as it stands in the answer."""
+        offer, cost = self.delivered.candidate.plan.offer, self.delivered.cost
+        return {
+            "request_id": self.work.job.id,
+            "model": self.work.request.model,
+            "provider": offer.provider,
+            "endpoint": offer.endpoint,
+            "cost": {
+                "usd": money(cost.usd),
+                "basis": cost.basis,
+                "certainty": cost.certainty.value,
+                "billed_usd": money(self.billed_usd),
+            },
+            "attempts": [tried.told() for tried in self.delivered.tried],
+            "normalization": self.receipt,
+        }
+
+
+def plan_route(request: ImageRequest, controls: Controls, by: Services) -> Route:
+    """Plan every offer of the model and put them in order.
+
+    Raises:
+        ModelNotFound: No such model.
+        BadRequest, OverBudget, Overloaded: See `choose_route`; a dry run only lists the reasons.
+    """
+    model, offers = find_model(request.model, by.catalog)
+    if request.mode is RequestMode.EDIT and model.modes == (RequestMode.GENERATE,):
+        raise BadRequest(f"The model `{model.id}` makes pictures from text; it does not edit.", param="model")
+    allow_unpriced = by.settings.routing.allow_unpriced
+    candidates = weigh(request, offers, by.catalog.parameters, by.unavailable, allow_unpriced=allow_unpriced)
+    return order(candidates, controls) if controls.dry_run else choose_route(candidates, controls)
+
+
+async def run_request(work: Work, by: Services) -> ImageResult:
+    """Carry a request out and write down how it ended. Runs to its end, whoever still listens.
+
+    Raises:
+        GatewayError: Why it failed; the journal says the same.
+    """
+    try:
+        result = ImageResult(work, await execute(work, by))
+        await _record(result, by)
+    except Exception as error:
+        failure = _ours(error)
+        await by.journal.fail_job(work.job, failure)
+        raise failure from error
+    return result
+
+
+def _ours(error: Exception) -> GatewayError:
+    if isinstance(error, GatewayError):
+        return error
+    return InternalError("the gateway failed in a way that it should not; the request id leads to the details")
+
+
+async def _record(result: ImageResult, by: Services) -> None:
+    """Write the delivery down: the job, its pictures and what is charged, in one transaction."""
+    offer = result.delivered.candidate.plan.offer
+    expires_at = by.clock() + timedelta(seconds=by.settings.storage.retention_s)
+    assets = [
+        NewAsset(image.id, image.asset.key, image.info.format, image.info.size, image.asset.size_bytes, image.sha256, expires_at)
+        for image in result.delivered.images
+    ]
+    await by.journal.finish_job(
+        result.work.job,
+        provider=offer.provider,
+        endpoint=offer.endpoint,
+        cost=result.delivered.cost,
+        billed_usd=result.billed_usd,
+        normalization=result.receipt,
+        assets=assets,
+        images_delivered=len(result.images),
+    )
+    _count(result, by)
+
+
+def _count(result: ImageResult, by: Services) -> None:
+    found = by.catalog.find(result.work.request.model)
+    model, provider = found[0].id if found else "unknown", result.delivered.candidate.plan.offer.provider
+    for image in result.images:
+        by.metrics.images.labels(model, provider, image.info.format.value).inc()
+    for decision in result.delivered.candidate.plan.decisions:
+        by.metrics.decisions.labels(provider, decision.mode.value).inc()

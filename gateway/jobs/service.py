@@ -1,0 +1,76 @@
+"""Jobs of this process: started once, awaited by whoever wants, run to their end whoever leaves."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from gateway.errors import Overloaded, TimedOut
+from gateway.images.pipeline import ImageResult
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One request that runs."""
+
+    id: str
+    task: asyncio.Task[ImageResult]
+
+
+class Jobs:
+    """What runs in this process."""
+
+    def __init__(self, on_change: Callable[[int], None]) -> None:
+        """Take whom to tell how many jobs run."""
+        self._running: dict[str, Job] = {}
+        self._on_change = on_change
+        self.draining = False
+        """Whether new work is refused because the process is about to end."""
+
+    def check_open(self) -> None:
+        """Raise `Overloaded` if no new work is taken."""
+        if self.draining:
+            raise Overloaded("The gateway is shutting down; try again in a moment.", code="shutting_down", retry_after_s=2.0)
+
+    def start(self, job_id: str, work: Awaitable[ImageResult]) -> Job:
+        """Let a job run on its own."""
+        task = asyncio.ensure_future(work)
+        job = self._running[job_id] = Job(job_id, task)
+        task.add_done_callback(lambda _: self._forget(job_id))
+        self._on_change(len(self._running))
+        return job
+
+    async def wait(self, job: Job, deadline_s: float) -> ImageResult:
+        """Wait for a job, which goes on if the waiting ends.
+
+        Raises:
+            TimedOut: After `deadline_s` seconds; names the job.
+            GatewayError: As the job failed.
+        """
+        done, _ = await asyncio.wait([job.task], timeout=deadline_s)
+        if not done:
+            raise TimedOut(
+                f"The work takes longer than {deadline_s:g} s and goes on; GET /v1/jobs/{job.id} tells how it ended.",
+                extra={"job": job.id, "billed_usd": None, "retry_safe": False},
+            )
+        return job.task.result()
+
+    async def drain(self, grace_s: float) -> int:
+        """Take no new work, let what runs end within `grace_s` seconds, stop the rest. Returns how many were stopped."""
+        self.draining = True
+        tasks = [job.task for job in self._running.values()]
+        if not tasks:
+            return 0
+        _, late = await asyncio.wait(tasks, timeout=grace_s)
+        for task in late:
+            task.cancel()
+        for task in late:
+            with suppress(asyncio.CancelledError, Exception):
+                await task
+        return len(late)
+
+    def _forget(self, job_id: str) -> None:
+        job = self._running.pop(job_id)
+        if not job.task.cancelled():
+            job.task.exception()  # looked at: if nobody waits any more, asyncio would report it as forgotten
+        self._on_change(len(self._running))
