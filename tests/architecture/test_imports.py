@@ -13,17 +13,21 @@ import pytest
 from tests.architecture.source import PACKAGES, ROOT, covers, modules
 
 PIXELS = ("normalization.pixels", "providers.local.engine")
+WORKER = ("gateway.images.pixel_work", "gateway.images.pixel_worker")
+"""What runs in the gateway's worker processes: it opens the files that `normalization.pixels` must not."""
+
 FACES = ("gateway.api", "gateway.dashboard", "gateway.app", "providers.local.server")
 TABLES = (
     "gateway.db",
     "gateway.tenants.service",
     "gateway.images.journal",
+    "gateway.images.records",
     "gateway.jobs.service",
     "migrations",
 )
 
 ONLY_HERE = {
-    "PIL": PIXELS,
+    "PIL": (*PIXELS, *WORKER),
     "numpy": PIXELS,
     "torch": ("providers.local.engine",),
     "diffusers": ("providers.local.engine",),
@@ -37,7 +41,7 @@ ONLY_HERE = {
     "psycopg": ("gateway.db",),
     "alembic": ("gateway.db", "migrations"),
     "obstore": ("gateway.assets",),
-    "prometheus_client": ("gateway.observe",),
+    "prometheus_client": ("gateway.observe", "gateway.api.health"),
     "gateway": ("gateway", "migrations"),
     "migrations": ("migrations", "gateway.db.migrate"),
     "providers.local.server": ("providers.local.server",),
