@@ -157,7 +157,9 @@ attempt = Table(
     Column("finished_at", UtcDateTime),
     Column("cost_usd", Money),  # NULL: unknown
     Column("cost_basis", FreeText),
+    Column("cost_certainty", String(32)),
     _one_of("outcome", ATTEMPT_OUTCOMES),
+    _one_of("cost_certainty", Certainty),
     UniqueConstraint("job_id", "position"),
     Index(None, "tenant_id", "started_at"),
 )

@@ -88,7 +88,7 @@ class Json(TypeDecorator[Any]):
     cache_ok = True
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
-        """Any mapping, list, tuple or scalar of JSON; None is NULL."""
+        """Any mapping, list, tuple or scalar of JSON, and a Decimal as text; None is NULL."""
         return None if value is None else json.dumps(value, default=_plain, separators=(",", ":"))
 
     def process_result_value(self, value: str | None, dialect: Dialect) -> Any:
@@ -99,6 +99,8 @@ class Json(TypeDecorator[Any]):
 def _plain(value: object) -> Any:
     if isinstance(value, Mapping):
         return dict(value)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType] -- json checks what is in it
+    if isinstance(value, Decimal):
+        return str(value)
     raise TypeError(f"{type(value).__name__} is not JSON")
 
 

@@ -18,7 +18,6 @@ from gateway.db.scope import across_tenants, of_tenant
 from gateway.db.tables import (
     ACTIVE_STATES,
     ATTEMPT_INTERRUPTED,
-    ATTEMPT_OK,
     ATTEMPT_RUNNING,
     JobState,
     TicketState,
@@ -28,13 +27,18 @@ from gateway.db.tables import (
     ticket,
 )
 from gateway.db.types import whole_nano_dollars
-from gateway.images.printable import printable_plan, printable_usage, restored, withheld
+from gateway.errors import GatewayError
+from gateway.images.printable import printable_plan, printable_usage, withheld
+from gateway.images.records import JobRecord, read_job
 from normalization.pixels.formats import Format, Size
 from normalization.plan import Plan
-from normalization.pricing import Cost
+from normalization.pricing import Certainty, Cost, total
 from normalization.request import Json
 from providers.base import Ticket, Usage
 from providers.failures import FailureKind
+
+_PERHAPS_STILL_WORKING = (FailureKind.TIMEOUT, FailureKind.UNKNOWN)
+"""Outcomes after which a ticket stays open, because asking the provider again may still bring something."""
 
 _FINAL = (JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED)
 
@@ -77,20 +81,6 @@ class OpenAttempt:
 
 
 @dataclass(frozen=True, slots=True)
-class AttemptEnd:
-    """How an attempt ended."""
-
-    attempt: OpenAttempt
-    failure: FailureKind | None
-    """None: it delivered."""
-    cost: Cost
-    detail: str | None = None
-    """For the operator; never a key, a prompt or a signed address."""
-    usage: Mapping[int, Usage] | None = None
-    """By call index, what the provider says it used."""
-
-
-@dataclass(frozen=True, slots=True)
 class NewAsset:
     """A delivered picture that lies in the asset store."""
 
@@ -103,86 +93,6 @@ class NewAsset:
     size_bytes: int
     sha256: str | None = None
     expires_at: datetime | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """How a job came to its end."""
-
-    provider: str
-    endpoint: str
-    cost: Cost
-    """All that providers charge, failed attempts included where known."""
-    billed_usd: Decimal
-    normalization: Sequence[Mapping[str, Json]]
-    """The receipt, as it stands in the answer."""
-    assets: Sequence[NewAsset]
-    images_delivered: int
-    """Pictures in the answer; more than the assets where one stands several times."""
-
-
-@dataclass(frozen=True, slots=True)
-class AttemptRecord:
-    """An attempt as it is recorded."""
-
-    position: int
-    provider: str
-    endpoint: str
-    outcome: str
-    """`ok`, `running`, `interrupted`, or a `FailureKind`."""
-    detail: str | None
-    plan: Mapping[str, Any]
-    started_at: datetime
-    finished_at: datetime | None
-    cost_usd: Decimal | None
-    cost_basis: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class AssetRecord:
-    """A delivered picture as it is recorded."""
-
-    id: str
-    position: int
-    key: str
-    format: Format
-    size: Size
-    size_bytes: int
-    sha256: str | None
-    created_at: datetime
-    expires_at: datetime | None
-
-
-@dataclass(frozen=True, slots=True)
-class JobRecord:
-    """A job as it is recorded, with all that hangs on it."""
-
-    id: str
-    tenant_id: str
-    api_key_id: str | None
-    route: str
-    model: str
-    mode: str
-    state: JobState
-    request: Mapping[str, Any]
-    controls: Mapping[str, Any]
-    created_at: datetime
-    started_at: datetime | None
-    finished_at: datetime | None
-    provider: str | None
-    endpoint: str | None
-    cost_usd: Decimal | None
-    """None: unknown, or not known yet."""
-    cost_basis: str | None
-    cost_certainty: str | None
-    billed_usd: Decimal | None
-    normalization: Sequence[Mapping[str, Any]] | None
-    """The receipt, prompts back in their places."""
-    images_delivered: int
-    error: Mapping[str, Any] | None
-    client_gone: bool
-    attempts: tuple[AttemptRecord, ...]
-    assets: tuple[AssetRecord, ...]
 
 
 class Journal:
@@ -265,72 +175,106 @@ class Journal:
         }
         await self._db.write(lambda connection: connection.execute(insert(ticket), row).rowcount)
 
-    async def finish_attempt(self, end: AttemptEnd) -> None:
-        """Record how an attempt ended. For one that delivered, `finish_job` can do it in the same transaction."""
-        now = self._clock()
-        await self._db.write(lambda connection: _end_attempt(connection, end, now))
+    async def finish_attempt(
+        self,
+        started: OpenAttempt,
+        outcome: str,
+        detail: str | None,
+        cost: Cost,
+        usage: Mapping[int, Usage] | None = None,
+    ) -> None:
+        """Record how an attempt ended.
 
-    async def finish_job(self, opened: OpenJob, delivery: Delivery, last: AttemptEnd | None = None) -> bool:
-        """Record the delivery: the job, its pictures and, if given, its last attempt, in one transaction.
+        Args:
+            started: The attempt.
+            outcome: `ok` or a `FailureKind`.
+            detail: For the operator; never a key, a prompt or a signed address.
+            cost: What the provider charges for it.
+            usage: By call index, what the provider says it used.
+        """
+        row = {"outcome": outcome, "detail": detail, "finished_at": self._clock(), **_cost_columns(cost)}
 
-        Returns False, and changes nothing, if the job has ended already, so that it may be repeated. A job that was taken
-        for interrupted is completed all the same: the pictures are there.
+        def write(connection: Connection) -> None:
+            connection.execute(update(attempt).where(attempt.c.id == started.id).values(row))
+            for call_index, used in (usage or {}).items():
+                of_call = (ticket.c.attempt_id == started.id, ticket.c.call_index == call_index)
+                connection.execute(update(ticket).where(*of_call).values(usage=printable_usage(used)))
+            if outcome not in _PERHAPS_STILL_WORKING:
+                connection.execute(update(ticket).where(ticket.c.attempt_id == started.id).values(state=TicketState.CLOSED))
+
+        await self._db.write(write)
+
+    async def finish_job(
+        self,
+        opened: OpenJob,
+        *,
+        provider: str,
+        endpoint: str,
+        cost: Cost,
+        billed_usd: Decimal | None,
+        normalization: Sequence[Mapping[str, Json]],
+        assets: Sequence[NewAsset],
+        images_delivered: int | None = None,
+    ) -> bool:
+        """Record the delivery, the job and its pictures, in one transaction.
+
+        Args:
+            opened: The job.
+            provider: Who delivered.
+            endpoint: The provider's name for the offer.
+            cost: All that providers charge, failed attempts included where known.
+            billed_usd: What the tenant is charged.
+            normalization: The receipt, as it stands in the answer.
+            assets: The stored pictures, in the order of the answer, each once.
+            images_delivered: Pictures in the answer, if one stands there several times; otherwise as many as assets.
+
+        Returns:
+            False, with nothing changed, if the job has ended already: so it may be repeated. A job that was taken for
+            interrupted is completed all the same, because the pictures are there.
         """
         now = self._clock()
         row = {
             "state": JobState.COMPLETED,
             "finished_at": now,
-            "provider": delivery.provider,
-            "endpoint": delivery.endpoint,
-            **_cost_columns(delivery.cost),
-            "cost_certainty": delivery.cost.certainty,
-            "billed_usd": whole_nano_dollars(delivery.billed_usd),
-            "normalization": [withheld(entry) for entry in delivery.normalization],
-            "images_delivered": delivery.images_delivered,
+            "provider": provider,
+            "endpoint": endpoint,
+            **_cost_columns(cost),
+            "billed_usd": None if billed_usd is None else whole_nano_dollars(billed_usd),
+            "normalization": [withheld(entry) for entry in normalization],
+            "images_delivered": len(assets) if images_delivered is None else images_delivered,
             "error": None,
         }
 
         def write(connection: Connection) -> bool:
             if not _change_job(connection, opened, row):
                 return False
-            if last is not None:
-                _end_attempt(connection, last, now)
-            if delivery.assets:
-                connection.execute(insert(asset), [_asset_row(opened, i, made, now) for i, made in enumerate(delivery.assets)])
+            if assets:
+                connection.execute(insert(asset), [_asset_row(opened, i, made, now) for i, made in enumerate(assets)])
             return True
 
         return await self._db.write(write)
 
-    async def fail_job(
-        self, opened: OpenJob, error: Mapping[str, Json], cost: Cost, *, cancelled: bool = False, last: AttemptEnd | None = None
-    ) -> bool:
-        """Record that a job ended without pictures, which is billed with nothing.
+    async def fail_job(self, opened: OpenJob, error: GatewayError, *, cancelled: bool = False) -> bool:
+        """Record that a job ended without pictures, for which nothing is billed. Its cost is that of its recorded attempts.
 
         Args:
             opened: The job.
-            error: The error body's members, as the caller sees them.
-            cost: What providers charge all the same.
+            error: What the caller is told.
             cancelled: Whether it was the caller's wish.
-            last: The attempt that ends with it.
 
-        Returns False, and changes nothing, if the job has ended already.
+        Returns:
+            False, with nothing changed, if the job has ended already.
         """
-        now = self._clock()
         row = {
             "state": JobState.CANCELLED if cancelled else JobState.FAILED,
-            "finished_at": now,
-            **_cost_columns(cost),
-            "cost_certainty": cost.certainty,
+            "finished_at": self._clock(),
             "billed_usd": Decimal(0),
-            "error": error,
+            "error": _told(error),
         }
 
         def write(connection: Connection) -> bool:
-            if not _change_job(connection, opened, row):
-                return False
-            if last is not None:
-                _end_attempt(connection, last, now)
-            return True
+            cost = _recorded_cost(connection, opened)
+            return _change_job(connection, opened, {**row, **_cost_columns(cost)})
 
         return await self._db.write(write)
 
@@ -367,16 +311,7 @@ class Journal:
 
     async def get_job(self, tenant_id: str, job_id: str) -> JobRecord | None:
         """A tenant's job with its attempts and pictures; None if this tenant has none of that id."""
-
-        def read(connection: Connection) -> JobRecord | None:
-            found = connection.execute(of_tenant(job, tenant_id).where(job.c.id == job_id)).one_or_none()
-            if found is None:
-                return None
-            attempts = of_tenant(attempt, tenant_id).where(attempt.c.job_id == job_id).order_by(attempt.c.position)
-            assets = of_tenant(asset, tenant_id).where(asset.c.job_id == job_id).order_by(asset.c.position)
-            return _job_record(found, connection.execute(attempts).all(), connection.execute(assets).all())
-
-        return await self._db.read(read)
+        return await self._db.read(lambda connection: read_job(connection, tenant_id, job_id))
 
     def _announce_once(self, connection: Connection) -> None:
         if not self._announced:
@@ -390,20 +325,21 @@ def _change_job(
     return connection.execute(update(job).where(job.c.id == opened.id, allowed).values(row)).rowcount == 1
 
 
-def _end_attempt(connection: Connection, end: AttemptEnd, now: datetime) -> None:
-    row = {
-        "outcome": end.failure or ATTEMPT_OK,
-        "detail": end.detail,
-        "finished_at": now,
-        **_cost_columns(end.cost),
-    }
-    connection.execute(update(attempt).where(attempt.c.id == end.attempt.id).values(row))
-    for call_index, usage in (end.usage or {}).items():
-        of_call = (ticket.c.attempt_id == end.attempt.id, ticket.c.call_index == call_index)
-        connection.execute(update(ticket).where(*of_call).values(usage=printable_usage(usage)))
-    # After a timeout or an unknown fault the provider may still be at work: the ticket stays open to be asked again.
-    if end.failure not in (FailureKind.TIMEOUT, FailureKind.UNKNOWN):
-        connection.execute(update(ticket).where(ticket.c.attempt_id == end.attempt.id).values(state=TicketState.CLOSED))
+def _recorded_cost(connection: Connection, opened: OpenJob) -> Cost:
+    rows = connection.execute(of_tenant(attempt, opened.tenant_id).where(attempt.c.job_id == opened.id)).all()
+    if not rows:
+        return Cost.nothing("no provider was asked")
+    return total([_cost_of(row) for row in rows])
+
+
+def _cost_of(row: Row[Any]) -> Cost:
+    if row.finished_at is None:
+        return Cost.unknown("an attempt has not ended")
+    return Cost(row.cost_usd, row.cost_basis, Certainty(row.cost_certainty))
+
+
+def _told(error: GatewayError) -> dict[str, Any]:
+    return {"message": error.message, "type": error.type, "param": error.param, "code": error.code, **error.extra}
 
 
 def _interrupt(connection: Connection, boots: Sequence[str], now: datetime) -> int:
@@ -421,13 +357,14 @@ def _interrupt(connection: Connection, boots: Sequence[str], now: datetime) -> i
         "retry_safe": False,
     }
     cost = _cost_columns(Cost.unknown("the gateway stopped while the job was running"))
-    row = {"state": JobState.INTERRUPTED, "finished_at": now, "error": error, **cost, "cost_certainty": "unknown"}
+    row = {"state": JobState.INTERRUPTED, "finished_at": now, "error": error, **cost}
     return connection.execute(update(job).where(job.c.id.in_(left)).values(row)).rowcount
 
 
 def _cost_columns(cost: Cost) -> dict[str, object]:
     # Rounding loses less than a billionth of a dollar; refusing to write would lose the record.
-    return {"cost_usd": None if cost.usd is None else whole_nano_dollars(cost.usd), "cost_basis": cost.basis}
+    usd = None if cost.usd is None else whole_nano_dollars(cost.usd)
+    return {"cost_usd": usd, "cost_basis": cost.basis, "cost_certainty": cost.certainty}
 
 
 def _asset_row(opened: OpenJob, position: int, made: NewAsset, now: datetime) -> dict[str, object]:
@@ -445,62 +382,3 @@ def _asset_row(opened: OpenJob, position: int, made: NewAsset, now: datetime) ->
         "created_at": now,
         "expires_at": made.expires_at,
     }
-
-
-def _job_record(row: Row[Any], attempts: Sequence[Row[Any]], assets: Sequence[Row[Any]]) -> JobRecord:
-    receipt = row.normalization
-    return JobRecord(
-        id=row.id,
-        tenant_id=row.tenant_id,
-        api_key_id=row.api_key_id,
-        route=row.route,
-        model=row.model,
-        mode=row.mode,
-        state=JobState(row.state),
-        request=row.request,
-        controls=row.controls,
-        created_at=row.created_at,
-        started_at=row.started_at,
-        finished_at=row.finished_at,
-        provider=row.provider,
-        endpoint=row.endpoint,
-        cost_usd=row.cost_usd,
-        cost_basis=row.cost_basis,
-        cost_certainty=row.cost_certainty,
-        billed_usd=row.billed_usd,
-        normalization=None if receipt is None else [restored(entry, row.request) for entry in receipt],
-        images_delivered=row.images_delivered,
-        error=row.error,
-        client_gone=row.client_gone,
-        attempts=tuple(_attempt_record(each) for each in attempts),
-        assets=tuple(_asset_record(each) for each in assets),
-    )
-
-
-def _attempt_record(row: Row[Any]) -> AttemptRecord:
-    return AttemptRecord(
-        position=row.position,
-        provider=row.provider,
-        endpoint=row.endpoint,
-        outcome=row.outcome,
-        detail=row.detail,
-        plan=row.plan,
-        started_at=row.started_at,
-        finished_at=row.finished_at,
-        cost_usd=row.cost_usd,
-        cost_basis=row.cost_basis,
-    )
-
-
-def _asset_record(row: Row[Any]) -> AssetRecord:
-    return AssetRecord(
-        id=row.id,
-        position=row.position,
-        key=row.key,
-        format=Format(row.format),
-        size=Size(row.width, row.height),
-        size_bytes=row.size_bytes,
-        sha256=row.sha256,
-        created_at=row.created_at,
-        expires_at=row.expires_at,
-    )

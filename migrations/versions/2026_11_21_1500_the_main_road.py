@@ -122,6 +122,10 @@ def upgrade() -> None:
         sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("cost_usd", sa.BigInteger(), nullable=True),
         sa.Column("cost_basis", sa.Text(), nullable=True),
+        sa.Column("cost_certainty", sa.String(length=32), nullable=True),
+        sa.CheckConstraint(
+            "cost_certainty IN ('estimated', 'computed', 'confirmed', 'unknown')", name=op.f("ck_attempt_cost_certainty")
+        ),
         sa.CheckConstraint(
             "outcome IN ('running', 'ok', 'interrupted', 'caller_fault', 'content', 'credential', 'quota', 'model_gone', "
             "'rate_limit', 'transient', 'timeout', 'cancelled', 'unknown')",
