@@ -15,7 +15,8 @@ def composite(original: Image.Image, result: Image.Image, mask: Image.Image, fea
         mask: OpenAI's polarity, any size: alpha 0 marks what was to be edited, 255 what was to be kept.
         feather_px: Radius of the soft edge, in pixels of `result`; 0 keeps the mask's own edge.
     """
-    edited = _resized(alpha_to_luminance(mask), result.size)
+    # Not Lanczos, whose ripples would let a little of the result out into what is to be kept.
+    edited = _resized(alpha_to_luminance(mask), result.size, Image.Resampling.BILINEAR)
     if feather_px > 0:
         edited = edited.filter(ImageFilter.GaussianBlur(feather_px))
     kept = _resized(original, result.size)
@@ -26,5 +27,5 @@ def composite(original: Image.Image, result: Image.Image, mask: Image.Image, fea
     return mixed.convert("RGBA")
 
 
-def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
+def _resized(image: Image.Image, size: tuple[int, int], kernel: Image.Resampling = Image.Resampling.LANCZOS) -> Image.Image:
+    return image if image.size == size else image.resize(size, kernel)

@@ -46,7 +46,7 @@ def profile(space=b"RGB ", gamma=2.2, swapped=False):
     tags = {b"wtpt": b"XYZ " + bytes(4) + fixed(0.9642, 1.0, 0.8249)}
     if space == b"RGB ":
         tags |= {name: b"XYZ " + bytes(4) + fixed(*xyz) for name, xyz in ((b"rXYZ", red), (b"gXYZ", green), (b"bXYZ", blue))}
-        tags |= {name: curve for name in (b"rTRC", b"gTRC", b"bTRC")}
+        tags |= dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), curve)
     else:
         tags[b"kTRC"] = curve
     table, body, at = b"", b"", 128 + 4 + 12 * len(tags)
@@ -75,16 +75,12 @@ def test_every_orientation_is_made_upright(kind, turn):
 
 @pytest.mark.parametrize("kind", [Format.JPEG, Format.PNG, Format.WEBP, Format.AVIF])
 def test_wide_colours_become_srgb(kind):
-    """A profile is followed: what is pure green in Display P3 is beyond sRGB's green, and its red goes to zero."""
-    image = Image.new("RGB", (16, 16), (60, 200, 60))
+    """A profile is followed: the numbers are those of the matrices that Display P3 and sRGB publish."""
+    image = Image.new("RGB", (16, 16), (200, 120, 100))
 
     cleaned = clean(reopened(image, kind, icc_profile=profile(), quality=100))
 
-    red, green, blue = cleaned.getpixel((8, 8))
-    assert red < 30
-    assert green > 195
-    assert near((blue,), (41,), 25)
-    assert "icc_profile" not in cleaned.info
+    assert near(cleaned.getpixel((8, 8)), (214, 116, 95), 4)
 
 
 def test_profile_with_exchanged_channels_shows_that_it_is_followed():
@@ -118,11 +114,7 @@ def test_gray_profile_is_followed():
     """A gray picture of another gamma gets sRGB's."""
     cleaned = clean(reopened(Image.new("L", (8, 8), 128), Format.PNG, icc_profile=profile(b"GRAY", gamma=1.0)))
 
-    assert (
-        near(cleaned.convert("L").getpixel((0, 0)), (188,))
-        if isinstance(cleaned.convert("L").getpixel((0, 0)), tuple)
-        else (abs(cleaned.convert("L").getpixel((0, 0)) - 188) <= 3)
-    )
+    assert abs(cleaned.convert("L").getpixel((0, 0)) - 188) <= 3
 
 
 def test_srgb_profile_changes_nothing_visible():

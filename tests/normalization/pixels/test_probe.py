@@ -187,7 +187,7 @@ def test_bomb_is_refused_by_its_header():
     """A few bytes that claim billions of pixels are refused with the numbers, without decoding anything."""
     bomb = png(50_000, 50_000)
 
-    with pytest.raises(InvalidImage, match="50000x50000 pixels, 2500.0 million; at most 64 million") as refusal:
+    with pytest.raises(InvalidImage, match=r"50000x50000 pixels, 2500\.0 million; at most 64 million") as refusal:
         look(bomb)
     assert refusal.value.code == "too_many_pixels"
 
@@ -195,7 +195,7 @@ def test_bomb_is_refused_by_its_header():
 def test_pixels_up_to_the_limit_are_taken():
     """The limit itself is allowed."""
     assert look(png(8000, 8000)).size == (8000, 8000)
-    with pytest.raises(InvalidImage, match="too|at most"):
+    with pytest.raises(InvalidImage, match="at most"):
         look(png(8001, 8000))
 
 
@@ -335,23 +335,21 @@ SEEDS = [
 ]
 
 
-def accepted(content):
-    """Whether the bytes are taken; any exception but a refusal fails the test."""
+def possible(content):
+    """Nothing but a refusal, or facts that can be."""
     try:
         info = look(content)
-    except InvalidImage as refusal:
-        assert refusal.code and refusal.message
-        return False
+    except InvalidImage:
+        return
     assert 1 <= info.size.pixels <= 64_000_000
     assert 1 <= info.orientation <= 8
     assert 1 <= info.frames <= 500
-    return True
 
 
 @given(st.binary(max_size=400), st.sampled_from([b"", *(seed[:16] for seed in SEEDS)]))
 def test_any_bytes_are_a_picture_or_refused(content, head):
     """No bytes raise anything but the refusal."""
-    accepted(head + content)
+    possible(head + content)
 
 
 @settings(max_examples=400, deadline=None)
@@ -363,4 +361,4 @@ def test_changed_pictures_are_pictures_or_refused(seed, data):
         at = data.draw(st.integers(0, len(content) - 1))
         length = data.draw(st.integers(0, 8))
         content[at : at + length] = data.draw(st.binary(max_size=8))
-    accepted(bytes(content))
+    possible(bytes(content))
