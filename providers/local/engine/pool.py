@@ -81,6 +81,7 @@ class WorkerPool:
         if worker.is_usable:
             self._idle.append(worker)
         else:
+            worker.end()
             self._all.discard(worker)
 
 
@@ -133,9 +134,12 @@ class _Worker:
         self._busy = False
         return _seconds(ended)
 
-    async def kill(self) -> None:
+    def end(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
+
+    async def kill(self) -> None:
+        self.end()
         await self._process.wait()
 
     async def _until_ended(self, on_progress: Callable[[float], None]) -> dict[str, Any]:

@@ -148,7 +148,7 @@ def _property(field: InputField, order: int) -> dict[str, Any]:
 def _has_type(type_: InputType, value: object) -> bool:
     match type_:
         case InputType.NUMBER:
-            return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            return _has_type(InputType.INTEGER, value) or (isinstance(value, float) and math.isfinite(value))
         case InputType.INTEGER:
             return isinstance(value, int) and not isinstance(value, bool)
         case InputType.BOOLEAN:

@@ -23,7 +23,7 @@ from providers.local.engine.model import BackendModel, Cancelled, InputRefused
 from providers.local.engine.models import MODELS
 
 _MEMORY_LIMIT_BYTES = 4 << 30
-"""Of address space. The largest permitted picture needs less than half of it; a hostile one fails instead of filling the machine."""
+"""Of address space. The largest permitted picture needs less than half of it; a hostile one fails and nothing else does."""
 _NICENESS = 5
 """Whoever waits for an answer of the gateway on the same machine goes first."""
 _REPORT_GAP_S = 0.05
