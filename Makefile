@@ -41,7 +41,7 @@ types: $(VENV)/.dev
 	$(BIN)/basedpyright --warnings
 
 contracts: $(VENV)/.dev
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 
 catalog: $(VENV)/.dev
 	$(BIN)/python -m gateway catalog check
