@@ -1,6 +1,7 @@
 """What an API key looks like, and the only form in which it is kept. Pure."""
 
 import hmac
+import re
 from base64 import b32encode
 
 PREFIX = "igw_"
@@ -8,7 +9,7 @@ PREFIX = "igw_"
 RANDOM_BYTES = 25
 """200 random bits: exactly 40 letters of base 32. With so many, a fast keyed hash is as good as a slow one."""
 
-_LETTERS = RANDOM_BYTES * 8 // 5
+_SECRET = re.compile(rf"{PREFIX}[a-z2-7]{{{RANDOM_BYTES * 8 // 5}}}")
 
 _SHOWN = 4
 
@@ -26,7 +27,7 @@ def new_secret(randomness: bytes) -> str:
 
 def is_well_formed(secret: str) -> bool:
     """Whether it could be a key at all, so that nonsense is not looked up."""
-    return secret.startswith(PREFIX) and len(secret) == len(PREFIX) + _LETTERS
+    return _SECRET.fullmatch(secret) is not None
 
 
 def digest(secret: str, pepper: bytes) -> str:

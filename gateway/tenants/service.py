@@ -15,6 +15,7 @@ from gateway.db.connect import ConstraintBroken
 from gateway.db.engine import Database
 from gateway.db.scope import across_tenants, of_tenant
 from gateway.db.tables import api_key, tenant
+from gateway.db.types import whole_nano_dollars
 from gateway.errors import BadRequest, NotFound, Overloaded
 from gateway.tenants.keys import RANDOM_BYTES, digest, is_well_formed, new_secret, visible_prefix
 
@@ -27,6 +28,8 @@ _REMEMBERED = 10_000
 _USE_NOTED_EVERY = timedelta(minutes=1)
 
 _LONGEST_NAME = 200
+
+_LARGEST_BUDGET_USD = 10**9
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +114,10 @@ class Tenants:
         """Make a key, and the tenant if there is none of that name.
 
         Raises:
-            BadRequest: If a name is empty or too long, or the budget is negative.
+            BadRequest: If a name is empty or too long, or the budget is negative, endless or finer than a nano-dollar.
         """
         tenant_name, name = _checked_name("tenant", tenant_name), _checked_name("name", name)
-        if budget_usd is not None and not budget_usd >= 0:
-            raise BadRequest(f"a budget is 0 or more US dollars, not {budget_usd}", param="budget_usd")
+        _check_budget(budget_usd)
         secret = new_secret(self._randomness(RANDOM_BYTES))
         made_at = self._clock()
 
@@ -229,6 +231,15 @@ def _checked_name(param: str, name: str) -> str:
     if not 0 < len(name) <= _LONGEST_NAME or not name.isprintable():
         raise BadRequest(f"{param} needs 1 to {_LONGEST_NAME} printable characters", param=param)
     return name
+
+
+def _check_budget(budget_usd: Decimal | None) -> None:
+    if budget_usd is None:
+        return
+    if not budget_usd.is_finite() or not 0 <= budget_usd <= _LARGEST_BUDGET_USD or budget_usd != whole_nano_dollars(budget_usd):
+        raise BadRequest(
+            f"a budget is 0 to {_LARGEST_BUDGET_USD} US dollars with at most nine decimals, not {budget_usd}", param="budget_usd"
+        )
 
 
 def _row_of(made: CreatedKey, hashed: str) -> dict[str, Any]:
