@@ -1,5 +1,7 @@
 """What is done to picture files inside a worker process: paths come in, small values go out.
 
+How large a picture may be was decided from its header before it came here; what memory it may take, by the pool.
+
 Imports stay light (Pillow and `normalization`), since every worker pays for them.
 """
 
@@ -21,7 +23,7 @@ from PIL import WebPImagePlugin as WebPImagePlugin
 from normalization.pixels.apply import apply_steps
 from normalization.pixels.formats import ImageInfo
 from normalization.pixels.prepare import PREPARATIONS, clean
-from normalization.pixels.probe import InvalidImage, ProbeLimits, probe
+from normalization.pixels.probe import ProbeLimits, probe
 from normalization.plan import Step
 from normalization.request import ImageRef
 
@@ -41,6 +43,9 @@ _DECODER_ERRORS = (
 """What Pillow's decoders have been seen to raise for damaged files."""
 
 
+_NO_LIMITS = ProbeLimits(max_pixels=2**62, max_frames=2**62)
+
+
 class UnreadablePicture(Exception):
     """The header is good, but the pixels cannot be decoded. `detail` is the decoder's own word, for the operator."""
 
@@ -49,20 +54,18 @@ class UnreadablePicture(Exception):
         self.detail = detail
 
 
-def check_file(source: Path, limits: ProbeLimits | None = None) -> ImageInfo:
+def check_file(source: Path) -> ImageInfo:
     """Decode a picture fully, to know that it can be delivered as it is. Nothing is written.
 
     Raises:
         InvalidImage: If the header is refused.
         UnreadablePicture: If the pixels cannot be decoded.
     """
-    with source.open("rb") as stream:
-        info = probe(stream, limits)
-        _decoded(stream, info, limits)
-    return info
+    _cleaned(source)
+    return _probed(source)
 
 
-def prepare_file(source: Path, names: Sequence[str], target: Path, limits: ProbeLimits | None = None) -> ImageInfo:
+def prepare_file(source: Path, names: Sequence[str], target: Path) -> ImageInfo:
     """Write `source` to `target` as PNG, cleaned and after the preparations `names` (of `PREPARATIONS`, in their order).
 
     Raises:
@@ -70,7 +73,7 @@ def prepare_file(source: Path, names: Sequence[str], target: Path, limits: Probe
         UnreadablePicture: If the pixels cannot be decoded.
         OSError: If writing fails. Then, as after every error, there is no `target`.
     """
-    image = _cleaned(source, limits)
+    image = _cleaned(source)
     for name in names:
         image = PREPARATIONS[name](image)
     with _written(target) as out:
@@ -83,7 +86,6 @@ def finish_file(
     steps: Sequence[Step],
     companions: Mapping[ImageRef, Path],
     target: Path,
-    limits: ProbeLimits | None = None,
 ) -> ImageInfo:
     """Run a plan's steps on the provider's picture `source` and write the result to `target`.
 
@@ -92,7 +94,6 @@ def finish_file(
         steps: As the plan has them; the last one is the encode.
         companions: The caller's own pictures that the steps name.
         target: Made, or replaced if it exists.
-        limits: Of `source` and of each companion.
 
     Raises:
         InvalidImage: If a header is refused.
@@ -100,26 +101,21 @@ def finish_file(
         EdgeTooLong: If the format cannot store the size.
         OSError: If writing fails. Then, as after every error, there is no `target`.
     """
-    image = _cleaned(source, limits)
-    others = {ref: _cleaned(path, limits) for ref, path in companions.items()}
+    image = _cleaned(source)
+    others = {ref: _cleaned(path) for ref, path in companions.items()}
     with _written(target) as out:
         apply_steps(image, steps, others, out)
     return _probed(target)
 
 
-def _cleaned(path: Path, limits: ProbeLimits | None) -> Image.Image:
-    with path.open("rb") as stream:
-        return _decoded(stream, probe(stream, limits), limits)
-
-
-def _decoded(stream: BinaryIO, info: ImageInfo, limits: ProbeLimits | None) -> Image.Image:
+def _cleaned(path: Path) -> Image.Image:
     """The first frame, cleaned."""
-    stream.seek(0)
+    info = _probed(path)
     try:
-        with Image.open(stream, formats=(info.format.value.upper(),)) as image:
-            # The decoder's word counts here: a file may tell it another size than it told the probe.
-            if image.width * image.height > (limits or ProbeLimits()).max_pixels:
-                raise InvalidImage("too_many_pixels", f"the picture decodes to {image.width}x{image.height} pixels")
+        with Image.open(path, formats=(info.format.value.upper(),)) as image:
+            # Two readers of one header may disagree; the pixels that were admitted are those that the probe saw.
+            if image.width * image.height > info.stored.pixels:
+                raise UnreadablePicture(f"the decoder sees {image.width}x{image.height} pixels, the header says {info.stored}")
             image.load()
             return clean(image)
     except _DECODER_ERRORS as exc:
@@ -137,7 +133,6 @@ def _written(target: Path) -> Generator[BinaryIO]:
         raise
 
 
-def _probed(target: Path) -> ImageInfo:
-    """What was written, measured. Our own results have no limit but the memory they took."""
-    with target.open("rb") as stream:
-        return probe(stream, ProbeLimits(max_pixels=2**62))
+def _probed(path: Path) -> ImageInfo:
+    with path.open("rb") as stream:
+        return probe(stream, _NO_LIMITS)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, BinaryIO
 
-from PIL import Image
+from PIL import AvifImagePlugin, Image
 
 LENGTH_BYTES = 8
 
@@ -57,6 +57,8 @@ def _confine(memory_bytes: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     # The probe has its own limit, from the settings; Pillow's would only warn.
     Image.MAX_IMAGE_PIXELS = None
+    # The pool's processes are the parallelism.
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
 
 def _read(calls: BinaryIO) -> bytes:

@@ -97,7 +97,11 @@ class ImageInfo:
 
 
 def needs_cleaning(info: ImageInfo, accepted: Collection[Format]) -> bool:
-    """Whether a picture must be rewritten before it is sent: another format, turned, another colour space, with metadata."""
+    """Whether a picture must pass through `prepare.clean` before it is sent, by its header alone.
+
+    It may go as it is if every program sees the same picture in it (upright, one frame, at most 8 bits, no profile, not CMYK), if
+    it carries no metadata, since a photograph's place must not travel, and if its format is accepted (none named: all are).
+    """
     plain = info.orientation == 1 and not info.profile and not info.metadata
     simple = info.bits <= 8 and info.colors != "cmyk" and info.frames == 1
-    return not (plain and simple and info.format in accepted)
+    return not (plain and simple and (not accepted or info.format in accepted))

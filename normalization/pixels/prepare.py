@@ -1,12 +1,11 @@
 """What is done to a picture of the request before a provider sees it. `PREPARATIONS` has the names that `ImageRef.prepare` uses."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from types import MappingProxyType
 
 from PIL import Image, ImageChops
 
 from normalization.pixels.color import to_srgb
-from normalization.pixels.formats import ImageInfo
 from normalization.pixels.headers.exif import orientation
 
 _TURNS = {
@@ -56,24 +55,3 @@ def luminance_inverse(mask: Image.Image) -> Image.Image:
 PREPARATIONS: MappingProxyType[str, Callable[[Image.Image], Image.Image]] = MappingProxyType(
     {"clean": clean, "alpha_to_luminance": alpha_to_luminance, "luminance_inverse": luminance_inverse}
 )
-
-
-def needs_cleaning(info: ImageInfo, formats: Collection[str]) -> bool:
-    """Whether a picture must pass through `clean` before it is sent, by its header alone.
-
-    It may go as it is if every program will see the same picture in it: upright, one frame, 8 bits or fewer, without a profile,
-    not CMYK; if it carries no metadata, since a photograph's place must not travel; and if the provider takes its format.
-
-    Args:
-        info: Of the picture.
-        formats: What the provider takes, by the names of `Format`; empty for all.
-    """
-    return (
-        info.orientation != 1
-        or info.frames > 1
-        or info.bits > 8
-        or info.profile
-        or info.metadata
-        or info.colors == "cmyk"
-        or (len(formats) > 0 and info.format not in formats)
-    )

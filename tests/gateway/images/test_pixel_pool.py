@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ from gateway.errors import Overloaded
 from gateway.images.pixel_pool import PixelPool, PixelWorkFailed, WorkFailure
 from gateway.images.pixel_work import UnreadablePicture, check_file, finish_file, prepare_file
 from normalization.pixels.formats import Format, Size
-from normalization.pixels.probe import InvalidImage, ProbeLimits
+from normalization.pixels.probe import InvalidImage
 from normalization.plan import Composite, Encode, Fit
 from normalization.request import FitMode, ImageRef
 
@@ -116,10 +117,35 @@ async def test_damaged_pictures_raise_plainly_and_leave_nothing(pool, photo, tmp
 
 
 async def test_refusals_keep_their_code(pool, photo):
-    """The limits hold inside the worker too, and the refusal comes back whole."""
-    with pytest.raises(InvalidImage) as refusal:
-        await pool.run(check_file, photo, ProbeLimits(max_pixels=10), pixels=1)
-    assert refusal.value.code == "too_many_pixels"
+    """What the header already gives away is refused as by the probe, whole across the border."""
+    photo.write_bytes(photo.read_bytes()[:-2])
+
+    with pytest.raises(InvalidImage, match="truncated") as refusal:
+        await pool.run(check_file, photo, pixels=1)
+    assert refusal.value.code == "invalid_image_file"
+
+
+def test_picture_of_two_frames_in_a_jpeg_is_its_first(tmp_path):
+    """What some cameras write (MPO) is a JPEG with another one behind it."""
+    Image.new("RGB", (8, 6), "red").save(tmp_path / "two", "MPO", save_all=True, append_images=[Image.new("RGB", (8, 6), "blue")])
+
+    info = prepare_file(tmp_path / "two", ("clean",), tmp_path / "target")
+
+    with Image.open(tmp_path / "target") as image:
+        assert (info.size, image.getpixel((4, 3))[2] < 10) == ((8, 6), True)
+
+
+def test_decoder_that_sees_more_than_the_header_is_not_followed(tmp_path):
+    """A file that tells two readers two sizes is refused before the larger one is decoded."""
+    frame = BytesIO()
+    Image.new("RGB", (64, 64)).save(frame, "WEBP")
+    content = frame.getvalue()[12:]
+    extended = b"VP8X" + struct.pack("<I", 10) + bytes(4) + (7).to_bytes(3, "little") + (7).to_bytes(3, "little")
+    body = b"WEBP" + extended + content
+    (tmp_path / "lie").write_bytes(b"RIFF" + struct.pack("<I", len(body)) + body)
+
+    with pytest.raises(UnreadablePicture):
+        check_file(tmp_path / "lie")
 
 
 def test_half_written_target_is_removed(photo, tmp_path):

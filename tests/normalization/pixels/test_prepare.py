@@ -8,8 +8,8 @@ from io import BytesIO
 import pytest
 from PIL import Image, ImageCms, ImageOps
 
-from normalization.pixels.formats import Format, ImageInfo, Size
-from normalization.pixels.prepare import PREPARATIONS, alpha_to_luminance, clean, luminance_inverse, needs_cleaning
+from normalization.pixels.formats import Format, ImageInfo, Size, needs_cleaning
+from normalization.pixels.prepare import PREPARATIONS, alpha_to_luminance, clean, luminance_inverse
 from normalization.pixels.probe import probe
 
 PLAIN = ImageInfo(Format.PNG, Size(4, 4))
@@ -246,7 +246,7 @@ def test_names_are_those_that_handles_use():
 )
 def test_what_must_be_cleaned(change):
     """Anything that a provider could see otherwise, or that is private, is cleaned first."""
-    assert needs_cleaning(replace(PLAIN, **change), ("png", "jpeg"))
+    assert needs_cleaning(replace(PLAIN, **change), (Format.PNG, Format.JPEG))
 
 
 @pytest.mark.parametrize("change", [{}, {"colors": "palette", "bits": 4}, {"colors": "gray", "bits": 1}, {"alpha": True}], ids=str)
