@@ -9,7 +9,7 @@ from litestar import HttpMethod, Request, Response
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 from litestar.handlers import HTTPRouteHandler, route
-from litestar.params import Parameter
+from litestar.params import PathParameter, QueryParameter
 from litestar.response import Stream
 
 from gateway.assets.links import LinkState, check_link
@@ -57,9 +57,9 @@ def asset_route(store: AssetStore, secret: bytes, clock: Callable[[], float]) ->
     )
     async def get_asset(
         request: Request[Any, Any, State],
-        name: str,
-        expires: Annotated[str, Parameter(description="From the link.")] = "",
-        signature: Annotated[str, Parameter(description="From the link.")] = "",
+        name: Annotated[str, PathParameter(description="`{id}.{suffix}`, from the link.")],
+        expires: Annotated[str, QueryParameter(description="From the link.")] = "",
+        signature: Annotated[str, QueryParameter(description="From the link.")] = "",
     ) -> Response[Any]:
         """Serve the picture that a signed link points to."""
         now = clock()
@@ -67,7 +67,7 @@ def asset_route(store: AssetStore, secret: bytes, clock: Callable[[], float]) ->
         size_bytes = await store.size(name)
         headers = _headers(name, max_age_s=int(int(expires) - now))
         if _has_it(request.headers.get("if-none-match", ""), headers["etag"]):
-            return Response(None, status_code=304, headers=headers)
+            return Response(b"", status_code=304, headers=headers)
         part = None if request.method == HttpMethod.HEAD else _part(request.headers, headers["etag"], size_bytes)
         return _answer(store, name, part, size_bytes, headers, empty=request.method == HttpMethod.HEAD)
 
@@ -130,7 +130,7 @@ def _answer(
     if part:
         headers["content-range"] = f"bytes {start}-{end - 1}/{size_bytes}"
     if empty:
-        return Response(None, status_code=200, headers=headers)
+        return Response(b"", status_code=200, headers=headers)
     return Stream(
         store.read(name, start, end), status_code=206 if part else 200, headers=headers, media_type=headers["content-type"]
     )

@@ -16,7 +16,7 @@ from providers.spool import Spool
 _EXTENDED_FILENAME = re.compile(r";\s*filename\*\s*=", re.IGNORECASE)
 """`filename*=utf-8''…`, which the parser does not report. Source: RFC 6266; RFC 7578 forbids it and clients send it."""
 
-_BOUNDARY = re.compile(r';\s*boundary\s*=\s*(?:"([ -!#-~]{1,200})"|([!-:<-~]{1,200}))', re.IGNORECASE)
+_BOUNDARY = re.compile(r';\s*boundary\s*=\s*(?:"([ -!#-~]{1,200})"|([!#-:<-~]{1,200}))', re.IGNORECASE)
 """Quoted or bare. RFC 2046 allows 70 characters; some clients use more."""
 
 

@@ -55,7 +55,7 @@ def new_request_id() -> str:
     return f"req_{uuid4().hex}"
 
 
-def error_handlers(log: FilteringBoundLogger) -> dict[type[Exception], Callable[[AnyRequest, Exception], Response[bytes]]]:
+def error_handlers(log: FilteringBoundLogger) -> dict[int | type[Exception], Callable[[AnyRequest, Exception], Response[bytes]]]:
     """What litestar is given as `exception_handlers`.
 
     Args:
