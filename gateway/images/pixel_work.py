@@ -28,11 +28,11 @@ from normalization.plan import Step
 from normalization.request import ImageRef
 
 _DECODER_ERRORS = (
+    ArithmeticError,
     EOFError,
     IndexError,
     KeyError,
     OSError,
-    OverflowError,
     RuntimeError,
     SyntaxError,
     TypeError,

@@ -1,6 +1,6 @@
 """Bounded reading of a file that may lie about itself."""
 
-import os
+from io import SEEK_END
 from typing import BinaryIO
 
 MAX_READS = 400_000
@@ -43,7 +43,7 @@ class Reader:
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
         self._reads = 0
-        self.size = stream.seek(0, os.SEEK_END)
+        self.size = stream.seek(0, SEEK_END)
         """Of the whole file, in bytes."""
         self.position = 0
         stream.seek(0)

@@ -6,7 +6,8 @@ from normalization.pixels.formats import Format, ImageInfo, Size
 from normalization.pixels.headers.exif import orientation
 from normalization.pixels.headers.reader import PIECE_BYTES, Reader, damaged, truncated
 
-_ALPHA = 0x10
+_ALPHA, _EXIF = 0x10, 0x08
+"""Flags of VP8X."""
 _PIXELS = (b"VP8 ", b"VP8L", b"ANMF")
 
 
@@ -24,15 +25,18 @@ def read_webp(reader: Reader) -> ImageInfo:
     reader.skip(4)
     if end > reader.size:
         raise truncated()
-    info = _first(chunk := _next(reader))
-    pixels = int(chunk.kind != b"VP8X")
+    info = _first(first := _next(reader))
+    extended = first.kind == b"VP8X"
+    pixels = int(not extended)
     while end - reader.position >= 8:
         chunk = _next(reader)
         pixels += chunk.kind in _PIXELS
         info = _told(info, chunk)
     if not pixels:
         raise damaged("it holds no pixels")
-    return replace(info, frames=max(1, info.frames))
+    # Viewers do not look for an orientation that is not announced.
+    turned = info.orientation if extended and first.head[0] & _EXIF else 1
+    return replace(info, frames=max(1, info.frames), orientation=turned)
 
 
 def _next(reader: Reader) -> _Chunk:

@@ -81,6 +81,14 @@ def test_orientation_gives_the_size_that_a_viewer_shows(kind, turn):
         assert info.metadata
 
 
+def test_webp_orientation_counts_only_when_announced():
+    """EXIF that the header does not announce turns nothing, but is private all the same."""
+    content = bytearray(saved(picture(), Format.WEBP, exif=exif(6)))
+    content[20] &= ~0x08
+
+    assert (look(bytes(content)).orientation, look(bytes(content)).metadata) == (1, True)
+
+
 @pytest.mark.parametrize("wrong", [0, 9, 65535])
 def test_impossible_orientation_counts_as_upright(wrong):
     """Values outside 1..8 mean nothing."""
