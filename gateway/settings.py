@@ -5,6 +5,7 @@ Names are `GATEWAY_` plus the path with `__` between, as `docs/operating.md` lis
 
 import os
 import secrets
+from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -27,10 +28,12 @@ class _Section(BaseModel):
 class Backend(_Section):
     """One local server that makes pictures."""
 
-    name: str
+    name: str = Field(min_length=1, pattern=r"^[^@\s]+$")
     url: str = Field(pattern=r"^https?://")
     models: tuple[str, ...] = Field(min_length=1)
+    """Which models it serves: the `endpoint` of offers of the provider `local`."""
     kind: Literal["cog"] = "cog"
+    """What it speaks."""
     slots: PositiveInt = 1
     """How many predictions it takes at once."""
 
@@ -192,10 +195,12 @@ def secret_key(settings: Settings) -> bytes:
         return settings.secret_key.get_secret_value().encode()
     path = VAR / "secret-key"
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return path.read_text(encoding="ascii").strip().encode()
-    with os.fdopen(handle, "w", encoding="ascii") as file:
-        file.write(secrets.token_hex(32))
-    return path.read_text(encoding="ascii").strip().encode()
+    if not path.exists():
+        # Written whole before it has its name, so that nobody reads half a key; whoever is second keeps the first one's.
+        fresh = path.with_suffix(f".{os.getpid()}")
+        fresh.touch(mode=0o600)
+        fresh.write_text(secrets.token_hex(32), encoding="ascii")
+        with suppress(FileExistsError):
+            os.link(fresh, path)
+        fresh.unlink()
+    return path.read_text(encoding="ascii").encode()

@@ -75,6 +75,10 @@ class Provider(Protocol):
 
     name: str
 
+    def refusal(self, endpoint: str) -> str | None:
+        """Why it cannot take work for an endpoint at all (no key, no backend); None if it can. Asks nobody."""
+        ...
+
     async def submit(self, call: Call, images: ImageParts) -> Ticket:
         """Hand the call over. Raises `ProviderFailure`; kind `unknown` if it may have been taken all the same."""
         ...

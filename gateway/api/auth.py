@@ -1,7 +1,7 @@
 """Who is asking: a bearer key on every route but the public ones, checked before a byte of the body is read."""
 
 from collections.abc import Awaitable, Callable
-from typing import cast
+from typing import Any, cast
 
 from litestar.connection import ASGIConnection
 from litestar.types import ASGIApp, Receive, Scope, Send
@@ -48,7 +48,7 @@ def is_public(path: str) -> bool:
     return any(path == public or (public != "/" and path.startswith(f"{public}/")) for public in PUBLIC)
 
 
-def caller_of(connection: ASGIConnection[object, object, object, object]) -> Caller:
+def caller_of(connection: ASGIConnection[Any, Any, Any, Any]) -> Caller:
     """The caller that `Authentication` found."""
     return cast("Caller", connection.scope["state"]["caller"])
 

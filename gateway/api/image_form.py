@@ -4,10 +4,8 @@ Nothing is typed here but the pictures: what a field's text means is known to th
 Source: OpenAI API reference, "Create image edit", multipart and JSON bodies.
 """
 
-import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from litestar.types import Receive, Scope
@@ -16,7 +14,7 @@ from gateway.api.body import body_chunks
 from gateway.api.brackets import build_fields, split_name
 from gateway.api.json_form import Fetch, JsonForm
 from gateway.api.multipart import FilePart, FormLimits, MultipartReader, body_too_large
-from gateway.api.uploads import RawForm, Received, Upload, look_at
+from gateway.api.uploads import RawForm, Received, Upload, look_at, remove
 from gateway.errors import BadRequest
 from normalization.pixels.probe import ProbeLimits
 from normalization.request import Json
@@ -37,9 +35,7 @@ class ImageForm:
 
     async def close(self) -> None:
         """Remove the files. Again is no harm."""
-        files = [upload.path for upload in (*self.images, *((self.mask,) if self.mask else ()))]
-        if files:
-            await asyncio.to_thread(_remove, files)
+        await remove((*self.images, self.mask) if self.mask else self.images)
 
     async def __aenter__(self) -> "ImageForm":
         return self
@@ -158,8 +154,3 @@ async def _look_at_pictures(form: RawForm, limits: ProbeLimits) -> ImageForm:
 def _check_mask(mask: Upload, image: Upload) -> None:
     if mask.info.size != image.info.size:
         raise BadRequest(f"the mask is {mask.info.size} and the image {image.info.size}; both must have the same size", param=_MASK)
-
-
-def _remove(files: Sequence[Path]) -> None:
-    for file in files:
-        file.unlink(missing_ok=True)

@@ -173,7 +173,26 @@ async def look_at(received: Sequence[tuple[str, Received]], limits: ProbeLimits)
         BadRequest: For the first file that is not a picture or beyond the limits, named in `param`; `UnreadableImage` if it is
             not a whole picture at all.
     """
-    return await asyncio.to_thread(lambda: tuple(_look_at(param, file, limits) for param, file in received))
+
+    def look() -> tuple[Upload, ...]:
+        return tuple(_look_at(param, file, limits) for param, file in received)
+
+    if sum(file.size_bytes for _, file in received) <= _INLINE_BYTES:
+        return look()
+    return await asyncio.to_thread(look)
+
+
+async def remove(uploads: Sequence[Upload]) -> None:
+    """Remove the files. Those that are gone already are no harm."""
+
+    def unlink() -> None:
+        for upload in uploads:
+            upload.path.unlink(missing_ok=True)
+
+    if sum(upload.size_bytes for upload in uploads) <= _INLINE_BYTES:
+        unlink()
+    else:
+        await asyncio.to_thread(unlink)  # freeing the blocks of a large file takes its time
 
 
 def _look_at(param: str, file: Received, limits: ProbeLimits) -> Upload:

@@ -147,12 +147,12 @@ def _prepare_sqlite(*, read_only: bool, foreign_keys: bool) -> Callable[[DBAPICo
 
 
 def _begin_deferred(connection: Any) -> None:
-    connection.exec_driver_sql("BEGIN")
+    connection.connection.driver_connection.execute("BEGIN")
 
 
 def _begin_immediate(connection: Any) -> None:
     # A transaction that begins by reading could not become a writing one if another process wrote in between.
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    connection.connection.driver_connection.execute("BEGIN IMMEDIATE")
 
 
 def translated(error: BaseException) -> BaseException:

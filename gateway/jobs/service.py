@@ -1,6 +1,7 @@
 """Jobs of this process: started once, awaited by whoever wants, run to their end whoever leaves."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,13 +25,16 @@ class Jobs:
         """Take whom to tell how many jobs run."""
         self._running: dict[str, Job] = {}
         self._on_change = on_change
-        self.draining = False
-        """Whether new work is refused because the process is about to end."""
+        self._closed_at: float | None = None
 
     def check_open(self) -> None:
         """Raise `Overloaded` if no new work is taken."""
-        if self.draining:
+        if self._closed_at is not None:
             raise Overloaded("The gateway is shutting down; try again in a moment.", code="shutting_down", retry_after_s=2.0)
+
+    def close_door(self) -> None:
+        """Take no new work from now on."""
+        self._closed_at = self._closed_at or time.monotonic()
 
     def start(self, job_id: str, work: Awaitable[ImageResult]) -> Job:
         """Let a job run on its own."""
@@ -56,12 +60,13 @@ class Jobs:
         return job.task.result()
 
     async def drain(self, grace_s: float) -> int:
-        """Take no new work, let what runs end within `grace_s` seconds, stop the rest. Returns how many were stopped."""
-        self.draining = True
+        """Let what runs end within `grace_s` seconds of the closing of the door, stop the rest. Returns how many were stopped."""
+        self.close_door()
+        left_s = grace_s - (time.monotonic() - (self._closed_at or 0.0))
         tasks = [job.task for job in self._running.values()]
         if not tasks:
             return 0
-        _, late = await asyncio.wait(tasks, timeout=grace_s)
+        _, late = await asyncio.wait(tasks, timeout=max(0.0, left_s))
         for task in late:
             task.cancel()
         for task in late:

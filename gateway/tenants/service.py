@@ -132,6 +132,11 @@ class Tenants:
         except ConstraintBroken:  # somebody else has just made that tenant
             return await self._db.write(create)
 
+    async def tenant_id(self, tenant_name: str) -> str:
+        """The id of the tenant of that name, which is made if it is new."""
+        name, now = _checked_name("tenant", tenant_name), self._clock()
+        return await self._db.write(lambda connection: self._tenant_of(connection, name, now))
+
     async def list_keys(self, tenant_name: str | None = None) -> list[KeyFacts]:
         """The keys of one tenant, or all, oldest first.
 

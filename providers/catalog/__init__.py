@@ -35,6 +35,11 @@ class Catalog:
         }
         """Every parameter name that some entry knows."""
 
+    def endpoints(self, provider: str) -> tuple[str, ...]:
+        """What a provider is asked for, over all models."""
+        offers = (offer for model in self.models.values() for offer in model.offers if offer.provider == provider)
+        return tuple(dict.fromkeys(offer.endpoint for offer in offers))
+
     def find(self, name: str) -> tuple[Model, tuple[Offer, ...]] | None:
         """The model a caller names and the offers that may serve it; `provider/model` pins one provider."""
         model = self.models.get(name)

@@ -1,0 +1,5 @@
+"""`python -m gateway` is `image-gateway`."""
+
+from gateway.cli import main
+
+main()

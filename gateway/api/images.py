@@ -1,0 +1,173 @@
+"""`POST /v1/images/edits`: a picture and words in, pictures out. One handler shape for every image route."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from litestar import Request, Response, Router, post
+from litestar.datastructures import State
+from litestar.di import NamedDependency
+
+from gateway.api.answer import Delivered, EmbeddedPicture, LinkedPicture, image_answer
+from gateway.api.auth import caller_of
+from gateway.api.body import ClientGone
+from gateway.api.controls import read_controls
+from gateway.api.image_form import ImageForm, read_image_form
+from gateway.api.multipart import MIB, FormLimits
+from gateway.api.rendering import request_id_of
+from gateway.assets.links import sign_link
+from gateway.errors import BadRequest
+from gateway.images.execution import Work
+from gateway.images.finishing import Originals, StoredImage
+from gateway.images.journal import NewJob
+from gateway.images.pipeline import ImageResult, plan_route, run_request
+from gateway.images.routing import Controls, Route, dry_run
+from gateway.images.services import Services
+from gateway.jobs.service import Job, Jobs
+from gateway.tenants.service import Caller
+from normalization.pixels.formats import FORMATS
+from normalization.planner import shown
+from normalization.request import MAX_IMAGES, ImageRef, ImageRequest, RequestMode, parse_request
+from providers.transfer import download
+
+AnyRequest = Request[Any, Any, State]
+
+
+@dataclass(frozen=True, slots=True)
+class Links:
+    """How pictures are linked to."""
+
+    secret: bytes
+    public_url: str | None
+    """None: the address that the request came to."""
+    good_for_s: int
+    now: Callable[[], float]
+    """Unix seconds."""
+
+    def to(self, image: StoredImage, request: AnyRequest) -> str:
+        """An absolute, signed address, good for a while."""
+        base = (self.public_url or str(request.base_url)).rstrip("/")
+        expires = int(self.now()) + self.good_for_s
+        return base + sign_link(image.id, FORMATS[image.info.format].suffix, expires, self.secret)
+
+
+@post(
+    "/v1/images/edits",
+    status_code=200,
+    summary="Edit or upscale pictures",
+    operation_id="create_image_edit",
+    tags=["images"],
+)
+async def edit_images(
+    request: AnyRequest, services: NamedDependency[Services], jobs: NamedDependency[Jobs], links: NamedDependency[Links]
+) -> Response[Any]:
+    """Serve one edit: receive, understand, plan, run, answer."""
+    jobs.check_open()
+    controls = read_controls(request.headers, request.query_params)
+    async with AsyncExitStack() as stack:
+        form = await stack.enter_async_context(await _receive(request, services))
+        asked = _understand(form, services)
+        route = plan_route(asked, controls, services)
+        if controls.dry_run:
+            return Response(msgspec.json.encode(dry_run(asked, route)), media_type="application/json")
+        work = await _open(asked, route, controls, form, request, services)
+        job = jobs.start(work.job.id, _run_and_close(work, form, services))
+        stack.pop_all()  # the job has the files now, whoever goes on listening
+    result = await _wait(job, work, request, services, jobs)
+    return await _answer(result, request, services, links)
+
+
+async def _receive(request: AnyRequest, by: Services) -> ImageForm:
+    limits = by.settings.limits
+
+    def fetch(url: str, target: Path, max_bytes: int) -> Awaitable[object]:
+        return download(by.client, url, target, max_bytes=max_bytes, deadline_s=by.settings.fetch.deadline_s)
+
+    return await read_image_form(
+        request.scope,
+        request.receive,
+        spool=by.spool,
+        limits=FormLimits(limits.max_image_bytes, max_body_bytes=(MAX_IMAGES + 1) * limits.max_image_bytes + 8 * MIB),
+        probe_limits=by.probe_limits,
+        fetch=fetch,
+    )
+
+
+def _understand(form: ImageForm, by: Services) -> ImageRequest:
+    mask = form.mask.info if form.mask else None
+    images = tuple(upload.info for upload in form.images)
+    asked = parse_request(RequestMode.EDIT, form.fields, images, mask, default_model=by.settings.routing.default_model)
+    if not images:
+        raise BadRequest("`image` is missing: send one as a file.", param="image", code="missing_required_parameter")
+    if asked.asked.get("stream") is True:
+        raise BadRequest("`stream` is not served; leave it out, and the answer comes in one piece.", param="stream")
+    return asked
+
+
+async def _open(asked: ImageRequest, route: Route, controls: Controls, form: ImageForm, request: AnyRequest, by: Services) -> Work:
+    """Write the job down before anything is spent on it."""
+    caller: Caller = caller_of(request)
+    job = await by.journal.open_job(
+        NewJob(
+            id=request_id_of(request.scope) or "",
+            tenant_id=caller.tenant_id,
+            api_key_id=caller.key_id,
+            route="images.edits",
+            model=asked.model,
+            mode=asked.mode,
+            request={name: shown(value, asked) for name, value in asked.asked.items()},
+            controls={"route": controls.policy, "on_unsupported": controls.on_unsupported, "order": list(controls.order)},
+        )
+    )
+    return Work(job, asked, route, originals_of(form), by.clock(), on_progress=lambda _: None)
+
+
+def originals_of(form: ImageForm) -> Originals:
+    """The caller's pictures by their handles."""
+    originals = {ImageRef("image", index): (upload.path, upload.info) for index, upload in enumerate(form.images)}
+    return originals | ({ImageRef("mask"): (form.mask.path, form.mask.info)} if form.mask else {})
+
+
+async def _run_and_close(work: Work, form: ImageForm, by: Services) -> ImageResult:
+    async with form:
+        return await run_request(work, by)
+
+
+async def _wait(job: Job, work: Work, request: AnyRequest, by: Services, jobs: Jobs) -> ImageResult:
+    """Wait for the job, or for the caller to leave; the job goes on either way."""
+    gone = asyncio.ensure_future(_until_gone(request))
+    waiting = asyncio.ensure_future(jobs.wait(job, by.settings.limits.request_deadline_s))
+    try:
+        await asyncio.wait([gone, waiting], return_when=asyncio.FIRST_COMPLETED)
+        if waiting.done():
+            return waiting.result()
+        await by.journal.mark_client_gone(work.job)
+        raise ClientGone
+    finally:
+        gone.cancel()
+        waiting.cancel()
+
+
+async def _until_gone(request: AnyRequest) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _answer(result: ImageResult, request: AnyRequest, by: Services, links: Links) -> Response[Any]:
+    embedded = result.work.request.response_format == "b64_json"
+    first = result.images[0].info
+    return await image_answer(
+        [EmbeddedPicture(image.asset) if embedded else LinkedPicture(links.to(image, request)) for image in result.images],
+        created=int(result.work.created_at.timestamp()),
+        metadata=result.metadata(),
+        delivered=Delivered("transparent" if first.alpha else "opaque", first.format, first.size),
+        store=by.store,
+        headers=result.headers,
+    )
+
+
+images_router = Router("/", route_handlers=[edit_images])

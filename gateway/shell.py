@@ -1,0 +1,150 @@
+"""What the command line does with pictures and models: explain, edit, describe. No server is needed for any of it."""
+
+import asyncio
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+from uuid import uuid4
+
+import structlog
+from prometheus_client import CollectorRegistry
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from gateway.app import Gateway, open_gateway, open_pictures
+from gateway.errors import BadRequest
+from gateway.images.execution import Work
+from gateway.images.journal import NewJob
+from gateway.images.pipeline import ImageResult, plan_route, run_request
+from gateway.images.routing import Controls, find_model, weigh
+from gateway.observe.log import configure_logging
+from gateway.observe.metrics import Metrics
+from gateway.settings import Settings, secret_key
+from gateway.times import now
+from normalization.explain import table
+from normalization.offer import Rule, Verb
+from normalization.pixels.formats import FORMATS, ImageInfo
+from normalization.pixels.probe import InvalidImage, ProbeLimits, probe
+from normalization.planner import shown
+from normalization.pricing import money
+from normalization.request import ImageRef, ImageRequest, RequestMode, Text, parse_request
+from providers.catalog import load_catalog
+
+
+def describe_model(settings: Settings, name: str) -> str:
+    """A model's offers, and how each parameter reaches them."""
+    model, offers = find_model(name, load_catalog(settings.catalog.folder, settings.local.usd_per_second))
+    lines = [f"{model.id}: {model.name}", model.description, f"modes: {', '.join(model.modes)}"]
+    for offer in offers:
+        lines += ["", f"{offer.provider}: {offer.endpoint}", f"  price   {_price(offer.price.usd, offer.price.unit)}"]
+        lines += [f"  source  {offer.source} ({offer.checked})"]
+        lines += [f"  {parameter:<20} {_rule(rule)}" for parameter, rule in offer.params.items()]
+    return "\n".join(lines)
+
+
+def explain_request(settings: Settings, picture: Path | None, model: str, fields: dict[str, str]) -> str:
+    """The plan for every offer, and its price. Backends and keys are not asked."""
+    catalog = load_catalog(settings.catalog.folder, settings.local.usd_per_second)
+    asked = _ask(settings, picture, model, fields)
+    _, offers = find_model(model, catalog)
+    parts: list[str] = []
+    for candidate in weigh(asked, offers, catalog.parameters, lambda _: None, allow_unpriced=settings.routing.allow_unpriced):
+        offer, cost = candidate.plan.offer, candidate.cost
+        verdict = "eligible" if candidate.eligible else f"not eligible: {'; '.join(candidate.reasons)}"
+        price = f"{money(cost.usd)} USD" if cost.usd is not None else "unknown"
+        parts.append(f"{offer.provider}: {offer.endpoint} ({verdict})\n  price: {price} ({cost.basis})")
+        parts.append("\n".join(f"  {line}" for line in table(candidate.plan).splitlines()))
+    return "\n".join(part for part in parts if part)
+
+
+async def edit_picture(settings: Settings, picture: Path, output: Path, model: str, fields: dict[str, str]) -> None:
+    """Edit one picture with progress on standard error, write the result, and print the receipt.
+
+    Raises:
+        GatewayError: As a server would answer.
+    """
+    configure_logging("error", settings.log.format)
+    wanted = next((name for name, facts in FORMATS.items() if facts.suffix == output.suffix.lower().lstrip(".")), None)
+    if wanted is not None:
+        fields = {"output_format": wanted.value, **fields}
+    asked = await asyncio.to_thread(_ask, settings, picture, model, fields)
+    log, metrics = structlog.get_logger(), Metrics(CollectorRegistry())
+    progress = Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=Console(stderr=True))
+    async with open_gateway(settings, open_pictures(settings), secret_key(settings), log, metrics) as gateway:
+        with progress:
+            bar = progress.add_task(model, total=1.0)
+            result = await _run(gateway, asked, picture, lambda done: progress.update(bar, completed=done))
+            progress.update(bar, completed=1.0)
+        paths = [await _write(gateway, result, index, output) for index in range(len(result.images))]
+    _print_receipt(result, paths)
+
+
+async def _run(gateway: Gateway, asked: ImageRequest, picture: Path, on_progress: Callable[[float], None]) -> ImageResult:
+    by = gateway.services
+    route = plan_route(asked, Controls(), by)
+    job = await by.journal.open_job(
+        NewJob(
+            id=f"req_{uuid4().hex}",
+            tenant_id=await gateway.tenants.tenant_id("shell"),
+            api_key_id=None,
+            route="shell.edit",
+            model=asked.model,
+            mode=asked.mode,
+            request={name: shown(value, asked) for name, value in asked.asked.items()},
+            controls={},
+        )
+    )
+    originals = {ImageRef("image", 0): (picture, asked.images[0])}
+    return await run_request(Work(job, asked, route, originals, now(), on_progress), by)
+
+
+def _ask(settings: Settings, picture: Path | None, model: str, fields: dict[str, str]) -> ImageRequest:
+    images = () if picture is None else (_look_at(picture, settings),)
+    return parse_request(RequestMode.EDIT, {"model": model, **{name: Text(value) for name, value in fields.items()}}, images)
+
+
+def _look_at(picture: Path, settings: Settings) -> ImageInfo:
+    limits = ProbeLimits(max_pixels=settings.limits.max_image_pixels, max_frames=settings.limits.max_frames)
+    try:
+        with picture.open("rb") as stream:
+            return probe(stream, limits)
+    except InvalidImage as error:
+        raise BadRequest(f"{picture}: {error.message}", param="image", code=error.code) from error
+
+
+async def _write(gateway: Gateway, result: ImageResult, index: int, output: Path) -> Path:
+    """Copy a stored picture to where it was wanted; several get a number before the suffix."""
+    path = output if len(result.images) == 1 else output.with_stem(f"{output.stem}-{index + 1}")
+    with path.open("wb") as file:
+        async for block in gateway.services.store.read(result.images[index].asset.key):
+            await asyncio.to_thread(file.write, block)
+    return path
+
+
+def _print_receipt(result: ImageResult, paths: list[Path]) -> None:
+    console = Console()
+    for image, path in zip(result.images, paths, strict=True):
+        console.print(f"{path}: {image.info}, {image.asset.size_bytes:,} bytes", highlight=False)
+    cost = result.delivered.cost
+    price = f"{money(cost.usd)} USD" if cost.usd is not None else "unknown"
+    offer = result.delivered.candidate.plan.offer
+    console.print(f"by {offer.provider} ({offer.endpoint}), cost {price} ({cost.basis})", highlight=False)
+    console.print(table(result.delivered.candidate.plan), highlight=False, markup=False)
+
+
+def _price(usd: Decimal | None, unit: str) -> str:
+    return f"{money(usd)} USD per {unit.replace('_', ' ')}" if usd is not None else "unknown"
+
+
+def _rule(rule: Rule) -> str:
+    """One rule in words: its native way, its limits, its emulation."""
+    native = {None: "", Verb.PASSTHROUGH: "as it is", Verb.RENAME: f"as {rule.to}", Verb.CONVERT: f"{rule.converter} as {rule.to}"}
+    low, high = rule.min, rule.max
+    bounds = f"{low:g}..{high:g}" if low is not None and high is not None else f"to {high:g}" if high is not None else ""
+    choices = ", ".join(map(str, rule.choices))
+    default = "" if rule.default is None else f"default {rule.default}"
+    emulated = f"else {rule.emulate}" if rule.verb else rule.emulate
+    required = "required" if rule.required else ""
+    return "; ".join(
+        part for part in (native[rule.verb], bounds, choices, default, required, emulated if rule.emulate else "") if part
+    )
