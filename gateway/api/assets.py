@@ -52,7 +52,6 @@ def asset_route(store: AssetStore, secret: bytes, clock: Callable[[], float]) ->
         "/assets/{name:str}",
         http_method=[HttpMethod.GET, HttpMethod.HEAD],
         summary="A picture",
-        operation_id="getAsset",
         media_type="application/octet-stream",
     )
     async def get_asset(

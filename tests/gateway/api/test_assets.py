@@ -182,3 +182,12 @@ async def test_large_pictures_are_streamed_in_parts(serve: Callable[[Any], Await
     assert whole.content == content
     assert part.content == content[1_000_000:2_000_000]
     assert head.headers["content-length"] == str(len(content))
+
+
+def test_the_route_can_be_documented() -> None:
+    """The OpenAPI document has both methods of the route."""
+    app = Litestar([asset_route(open_store("memory:///"), SECRET, lambda: NOW)], logging_config=None)
+
+    paths = app.openapi_schema.to_schema()["paths"]
+
+    assert {"get", "head"} <= set(paths["/assets/{name}"])
