@@ -16,7 +16,7 @@ PIXELS = ("normalization.pixels", "providers.local.engine")
 WORKER = ("gateway.images.pixel_work", "gateway.images.pixel_worker")
 """What runs in the gateway's worker processes: it opens the files that `normalization.pixels` must not."""
 
-FACES = ("gateway.api", "gateway.dashboard", "gateway.app", "providers.local.server")
+FACES = ("gateway.api", "gateway.dashboard", "gateway.app", "gateway.server", "providers.local.server")
 TABLES = (
     "gateway.db",
     "gateway.tenants.service",
@@ -41,7 +41,7 @@ ONLY_HERE = {
     "psycopg": ("gateway.db",),
     "alembic": ("gateway.db", "migrations"),
     "obstore": ("gateway.assets",),
-    "prometheus_client": ("gateway.observe", "gateway.api.health"),
+    "prometheus_client": ("gateway.observe", "gateway.api.health", "gateway.app", "gateway.shell"),
     "gateway": ("gateway", "migrations"),
     "migrations": ("migrations", "gateway.db.migrate"),
     "providers.local.server": ("providers.local.server",),
