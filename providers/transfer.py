@@ -3,7 +3,7 @@
 import asyncio
 import re
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
@@ -222,24 +222,24 @@ _PLAIN_ESCAPES = {b"/": b"/", b"n": b"", b"r": b"", b"t": b""}
 """What an escape in base64 stands for; line ends and tabs are allowed between its characters and mean nothing."""
 
 
-@dataclass(slots=True)
 class DataUriScanner:
     """Takes JSON text in pieces cut anywhere; strings that are base64 data URIs go to files, all else is kept.
 
     Only strings are understood; whether the rest is JSON is seen when it is parsed.
     """
 
-    spool: Spool
-    max_part_bytes: int
-    max_text_bytes: int
-    max_parts: int
-    _parts: dict[str, SpooledPart] = field(default_factory=dict[str, SpooledPart])
-    _text: bytearray = field(default_factory=bytearray)
-    """The document so far, with keys in place of data URIs."""
-    _where: _Where = _Where.OUTSIDE
-    _waiting: bytes = b""
-    """What could not be understood without what follows it."""
-    _file: "_Base64File | None" = None
+    def __init__(self, spool: Spool, *, max_part_bytes: int, max_text_bytes: int, max_parts: int) -> None:
+        self._spool = spool
+        self._max_part_bytes = max_part_bytes
+        self._max_text_bytes = max_text_bytes
+        self._max_parts = max_parts
+        self._parts: dict[str, SpooledPart] = {}
+        self._text = bytearray()
+        """The document so far, with keys in place of data URIs."""
+        self._where = _Where.OUTSIDE
+        self._waiting = b""
+        """What could not be understood without what follows it."""
+        self._file: _Base64File | None = None
 
     def feed(self, piece: bytes) -> None:
         """Take the next bytes. Writes files: call it in a thread if the piece is large. Raises `AnswerUnreadable`."""
@@ -253,8 +253,8 @@ class DataUriScanner:
         }
         while rest:
             rest = steps[self._where](rest)
-        if len(self._text) > self.max_text_bytes:
-            raise AnswerUnreadable(f"the answer has more than {self.max_text_bytes} bytes of text")
+        if len(self._text) > self._max_text_bytes:
+            raise AnswerUnreadable(f"the answer has more than {self._max_text_bytes} bytes of text")
 
     def finish(self) -> SpooledJson:
         """Parse what is left once all has been taken. Raises `AnswerUnreadable`."""
@@ -318,9 +318,9 @@ class DataUriScanner:
         return rest[end:]
 
     def _begin_part(self, mime: str) -> None:
-        if len(self._parts) >= self.max_parts:
-            raise AnswerUnreadable(f"the answer has more than {self.max_parts} pictures")
-        self._file = _Base64File(self.spool.path(), mime, self.max_part_bytes)
+        if len(self._parts) >= self._max_parts:
+            raise AnswerUnreadable(f"the answer has more than {self._max_parts} pictures")
+        self._file = _Base64File(self._spool.path(), mime, self._max_part_bytes)
         self._where = _Where.DATA
 
     def _end_part(self, file: "_Base64File") -> None:

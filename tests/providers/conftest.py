@@ -1,7 +1,7 @@
 """What the provider tests share: a spool, clients, and servers that say exactly what a test wants."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
@@ -48,8 +48,8 @@ async def serve() -> AsyncIterator[Serve]:
 
 
 @asynccontextmanager
-async def _listening(script: Script) -> AsyncIterator[str]:
-    talks: set[asyncio.Task[None]] = set()
+async def _listening(script: Script) -> AsyncGenerator[str]:
+    talks: set[asyncio.Task[None] | None] = set()
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         talks.add(asyncio.current_task())
@@ -65,9 +65,10 @@ async def _listening(script: Script) -> AsyncIterator[str]:
         yield f"http://{host}:{port}"
     finally:
         server.close()
-        for task in talks:
+        running = [task for task in talks if task]
+        for task in running:
             task.cancel()
-        await asyncio.gather(*talks, return_exceptions=True)
+        await asyncio.gather(*running, return_exceptions=True)
 
 
 async def read_request(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:

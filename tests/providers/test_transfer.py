@@ -44,15 +44,10 @@ async def _body(document: dict[str, object], images: dict[ImageRef, ImagePart]) 
     return b"".join([piece async for piece in body]), body.size_bytes
 
 
-async def _cut(text: bytes, *sizes: int) -> AsyncIterator[bytes]:
-    for size in sizes:
-        yield text[:size]
-        text = text[size:]
-    yield text
-
-
-def _scan(spool: Spool, pieces: list[bytes], **limits: int) -> SpooledJson:
-    scanner = DataUriScanner(spool, **{"max_part_bytes": 2**20, "max_text_bytes": 2**16, "max_parts": 8, **limits})
+def _scan(
+    spool: Spool, pieces: list[bytes], *, max_part_bytes: int = 2**20, max_text_bytes: int = 2**16, max_parts: int = 8
+) -> SpooledJson:
+    scanner = DataUriScanner(spool, max_part_bytes=max_part_bytes, max_text_bytes=max_text_bytes, max_parts=max_parts)
     try:
         for piece in pieces:
             scanner.feed(piece)
