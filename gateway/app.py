@@ -106,6 +106,7 @@ async def open_gateway(
                 log=log,
                 clock=now,
             )
+            await pixels.warm()
             jobs = Jobs(metrics.jobs_in_flight.set)
             metrics.queue_depth.labels("pixels").set_function(lambda: pixels.waiting)
             async with _repeated(journal.recover, HEARTBEAT.total_seconds(), log):

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from gateway.app import Gateway, open_gateway, open_pictures
 from gateway.errors import BadRequest
 from gateway.images.execution import Work
+from gateway.images.finishing import Picture
 from gateway.images.journal import NewJob
 from gateway.images.pipeline import ImageResult, plan_route, run_request
 from gateway.images.routing import Controls, find_model, weigh
@@ -94,7 +95,7 @@ async def _run(gateway: Gateway, asked: ImageRequest, picture: Path, on_progress
             controls={},
         )
     )
-    originals = {ImageRef("image", 0): (picture, asked.images[0])}
+    originals = {ImageRef("image", 0): Picture(picture, asked.images[0])}
     return await run_request(Work(job, asked, route, originals, now(), on_progress), by)
 
 

@@ -99,6 +99,8 @@ def encoded(name: str, value: Value, request: ImageRequest) -> Emulated | Refuse
     """What the encode does for one of its parameters, or why it cannot."""
     wanted = request.output_format or Format.PNG
     facts = FORMATS[wanted]
+    if name == "output_format" and request.target is not None and max(request.target) > facts.max_edge:
+        return Refused(f"{wanted} cannot hold {request.target}: its longest edge is {facts.max_edge} pixels")
     if name == "output_compression" and not facts.quality:
         return Refused(f"has no meaning for {wanted}, which is lossless; ask for jpeg, webp or avif", droppable=True)
     if value == "transparent" and not facts.alpha:

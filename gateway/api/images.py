@@ -22,7 +22,7 @@ from gateway.api.rendering import request_id_of
 from gateway.assets.links import sign_link
 from gateway.errors import BadRequest
 from gateway.images.execution import Work
-from gateway.images.finishing import Originals, StoredImage
+from gateway.images.finishing import Originals, Picture, StoredImage
 from gateway.images.journal import NewJob
 from gateway.images.pipeline import ImageResult, plan_route, run_request
 from gateway.images.routing import Controls, Route, dry_run
@@ -74,6 +74,7 @@ async def edit_images(
         route = plan_route(asked, controls, services)
         if controls.dry_run:
             return Response(msgspec.json.encode(dry_run(asked, route)), media_type="application/json")
+        services.pixels.check_room()
         work = await _open(asked, route, controls, form, request, services)
         job = jobs.start(work.job.id, _run_and_close(work, form, services))
         stack.pop_all()  # the job has the files now, whoever goes on listening
@@ -128,8 +129,8 @@ async def _open(asked: ImageRequest, route: Route, controls: Controls, form: Ima
 
 def originals_of(form: ImageForm) -> Originals:
     """The caller's pictures by their handles."""
-    originals = {ImageRef("image", index): (upload.path, upload.info) for index, upload in enumerate(form.images)}
-    return originals | ({ImageRef("mask"): (form.mask.path, form.mask.info)} if form.mask else {})
+    originals = {ImageRef("image", index): Picture(upload.path, upload.info) for index, upload in enumerate(form.images)}
+    return originals | ({ImageRef("mask"): Picture(form.mask.path, form.mask.info)} if form.mask else {})
 
 
 async def _run_and_close(work: Work, form: ImageForm, by: Services) -> ImageResult:

@@ -7,7 +7,7 @@ from datetime import datetime
 from decimal import Decimal
 
 from gateway.errors import AllOffersFailed, BadRequest, ContentRefused, GatewayError
-from gateway.images.finishing import Originals, StoredImage, fetch, finish, measure, prepare, store
+from gateway.images.finishing import Originals, StoredImage, fetch, finish, prepare, store
 from gateway.images.journal import OpenAttempt, OpenJob
 from gateway.images.routing import Candidate, Route
 from gateway.images.scratch import Scratch
@@ -123,11 +123,12 @@ async def _make(work: Work, plan: Plan, attempt: OpenAttempt, by: Services) -> _
         results = await _call_all(work, plan, parts, attempt, by)
         outputs = [output for index, done in results.items() for output in done.outputs[: plan.calls[index].images]]
         raw = [await fetch(output, scratch, by) for output in outputs]
-        pixels = [(await measure(path)).size.pixels for path in raw]
-        ready = await asyncio.gather(*(finish(path, plan, work.request, work.originals, scratch, by) for path in raw))
-        images = await asyncio.gather(*(store(path, by) for path in ready))
+        ready = await asyncio.gather(*(finish(result, plan, work.request, work.originals, scratch, by) for result in raw))
+        images = await asyncio.gather(*(store(picture, by) for picture in ready))
         usage = {index: done.usage for index, done in results.items()}
-        cost = price(plan.offer.price, images=len(raw), seconds=_seconds(usage), output_pixels=sum(pixels))
+        cost = price(
+            plan.offer.price, images=len(raw), seconds=_seconds(usage), output_pixels=sum(result.info.size.pixels for result in raw)
+        )
         return _Made(tuple(images), cost, usage)
 
 

@@ -1,7 +1,6 @@
 """Before and after the provider: pictures are prepared as the plan says, results are fetched, finished, measured and stored."""
 
 import asyncio
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from gateway.images.pixel_pool import PixelWorkFailed
 from gateway.images.pixel_work import UnreadablePicture, finish_file, prepare_file
 from gateway.images.scratch import Scratch
 from gateway.images.services import Services
+from normalization.pixels.encode import EdgeTooLong
 from normalization.pixels.formats import FORMATS, Format, ImageInfo
 from normalization.pixels.probe import InvalidImage, ProbeLimits, probe
 from normalization.plan import Composite, Fit, Plan, changes
@@ -20,8 +20,17 @@ from providers.base import ImagePart, ImageParts, RemoteImage
 from providers.failures import FailureKind, ProviderFailure
 from providers.transfer import TransferFailed, download
 
-Originals = Mapping[ImageRef, tuple[Path, ImageInfo]]
-"""The caller's pictures as they came: file and header."""
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A file in the spool, and what its header says."""
+
+    path: Path
+    info: ImageInfo
+
+
+Originals = Mapping[ImageRef, Picture]
+"""The caller's pictures as they came."""
 
 MAX_RESULT_BYTES = 512 * 2**20
 MAX_RESULT_PIXELS = 512_000_000
@@ -34,7 +43,6 @@ class StoredImage:
 
     asset: StoredAsset
     info: ImageInfo
-    sha256: str
 
     @property
     def id(self) -> str:
@@ -49,10 +57,15 @@ async def prepare(plan: Plan, originals: Originals, scratch: Scratch, by: Servic
     return dict(zip(refs, parts, strict=True))
 
 
-async def fetch(output: RemoteImage, scratch: Scratch, by: Services) -> Path:
-    """Have a result in a spool file of ours."""
-    if output.path is not None:
-        return scratch.adopt(output.path)
+async def fetch(output: RemoteImage, scratch: Scratch, by: Services) -> Picture:
+    """Have a result in a spool file of ours, and look at it.
+
+    Raises:
+        ProviderFailure: If it cannot be had, or is not a whole picture.
+    """
+    path = output.path
+    if path is not None:
+        return await _looked_at(scratch.adopt(path))
     if output.url is None:
         raise ProviderFailure(FailureKind.TRANSIENT, "the provider named no picture")
     path = scratch.path()
@@ -60,72 +73,68 @@ async def fetch(output: RemoteImage, scratch: Scratch, by: Services) -> Path:
         await download(by.client, output.url, path, max_bytes=MAX_RESULT_BYTES, deadline_s=by.settings.fetch.result_deadline_s)
     except TransferFailed as error:
         raise ProviderFailure(FailureKind.TRANSIENT, "the provider's picture could not be fetched", detail=error.public) from error
-    return path
+    return await _looked_at(path)
 
 
-async def finish(path: Path, plan: Plan, request: ImageRequest, originals: Originals, scratch: Scratch, by: Services) -> Path:
+async def finish(
+    result: Picture, plan: Plan, request: ImageRequest, originals: Originals, scratch: Scratch, by: Services
+) -> Picture:
     """Carry out the plan's steps on one result, where they would change anything.
 
     Raises:
-        ProviderFailure: If the result is not a whole picture, or not of the format that was asked for.
+        ProviderFailure: If the result is damaged, or not of the format that was asked for.
     """
-    info = await measure(path)
-    if changes(plan.steps, info):
-        finished = scratch.path()
-        companions = {
-            ref: originals[ref][0] for step in plan.steps if isinstance(step, Composite) for ref in (step.image, step.mask)
-        }
-        fitted = max((step.size.pixels for step in plan.steps if isinstance(step, Fit)), default=0)
-        with by.metrics.conversion_seconds.labels("finish").time():
-            try:
-                await by.pixels.run(finish_file, path, plan.steps, companions, finished, pixels=info.size.pixels + fitted)
-            except UnreadablePicture as error:
-                raise ProviderFailure(FailureKind.TRANSIENT, "the provider's picture is damaged", detail=str(error)) from error
-            except PixelWorkFailed as error:
-                # The provider has done its part and may have charged: another offer would charge again.
-                words = "the result could not be converted"
-                raise ProviderFailure(FailureKind.UNKNOWN, words, detail=f"{words}: {error.detail}") from error
-        return finished
-    if not plan.steps and request.output_format not in (None, info.format):
-        raise ProviderFailure(FailureKind.TRANSIENT, f"the provider gave {info.format} where {request.output_format} was asked for")
-    return path
+    if not changes(plan.steps, result.info):
+        if not plan.steps and request.output_format not in (None, result.info.format):
+            words = f"the provider gave {result.info.format} where {request.output_format} was asked for"
+            raise ProviderFailure(FailureKind.TRANSIENT, words)
+        return result
+    finished = scratch.path()
+    composites = [step for step in plan.steps if isinstance(step, Composite)]
+    companions = {ref: originals[ref].path for step in composites for ref in (step.image, step.mask)}
+    pixels = result.info.size.pixels + max((step.size.pixels for step in plan.steps if isinstance(step, Fit)), default=0)
+    with by.metrics.conversion_seconds.labels("finish").time():
+        try:
+            work = by.pixels.run(finish_file, result.path, plan.steps, companions, finished, pixels=pixels, patient=True)
+            return Picture(finished, await work)
+        except (UnreadablePicture, InvalidImage) as error:
+            raise ProviderFailure(FailureKind.TRANSIENT, "the provider's picture is damaged", detail=str(error)) from error
+        except EdgeTooLong as error:
+            raise ProviderFailure(FailureKind.CALLER_FAULT, str(error), param="output_format") from error
+        except (PixelWorkFailed, OSError) as error:
+            # The provider has done its part and may have charged: another offer would charge again.
+            words = "the result could not be converted"
+            raise ProviderFailure(FailureKind.UNKNOWN, words, detail=f"{words}: {error}") from error
 
 
-async def store(path: Path, by: Services) -> StoredImage:
-    """Put a finished picture into the asset store, measured as it lies there."""
-    info = await measure(path)
-    sha256 = await asyncio.to_thread(_sha256, path)
-    stored = await by.store.put_file(path, f"img_{uuid4().hex}.{FORMATS[info.format].suffix}")
-    return StoredImage(stored, info, sha256)
+async def store(picture: Picture, by: Services) -> StoredImage:
+    """Put a finished picture into the asset store."""
+    stored = await by.store.put_file(picture.path, f"img_{uuid4().hex}.{FORMATS[picture.info.format].suffix}")
+    return StoredImage(stored, picture.info)
 
 
-async def measure(path: Path) -> ImageInfo:
-    """What the header of a result says.
-
-    Raises:
-        ProviderFailure: If it is not a whole picture.
-    """
+async def _looked_at(path: Path) -> Picture:
     try:
-        return await asyncio.to_thread(_probe, path)
+        return Picture(path, await asyncio.to_thread(_probe, path))
     except InvalidImage as error:
         words = "the provider's answer is not a whole picture"
         raise ProviderFailure(FailureKind.TRANSIENT, words, detail=f"{words}: {error.message}") from error
 
 
 async def _prepare_one(ref: ImageRef, originals: Originals, scratch: Scratch, by: Services) -> ImagePart:
-    path, info = originals[ImageRef(ref.name, ref.index)]
+    original = originals[ImageRef(ref.name, ref.index)]
     if not ref.prepare:
-        return ImagePart(path, FORMATS[info.format].mime, path.stat().st_size)
+        return ImagePart(original.path, FORMATS[original.info.format].mime, original.path.stat().st_size)
     prepared = scratch.path(".png")
     with by.metrics.conversion_seconds.labels("prepare").time():
         try:
-            await by.pixels.run(prepare_file, path, ref.prepare, prepared, pixels=info.size.pixels)
-        except UnreadablePicture as error:
+            await by.pixels.run(prepare_file, original.path, ref.prepare, prepared, pixels=original.info.size.pixels)
+        except (UnreadablePicture, InvalidImage) as error:
             words = f"`{ref.name}` cannot be read as a picture; it may be damaged"
             raise ProviderFailure(FailureKind.CALLER_FAULT, words, detail=str(error), param=ref.name) from error
         except PixelWorkFailed as error:
             words = f"`{ref.name}` takes too much memory or time to be converted; send it smaller, as an upright sRGB png or jpeg"
-            raise ProviderFailure(FailureKind.CALLER_FAULT, words, detail=error.detail, param=ref.name) from error
+            raise ProviderFailure(FailureKind.CALLER_FAULT, words, detail=str(error), param=ref.name) from error
     return ImagePart(prepared, FORMATS[Format.PNG].mime, prepared.stat().st_size)
 
 
@@ -138,8 +147,3 @@ def _refs(value: object) -> Sequence[ImageRef]:
 def _probe(path: Path) -> ImageInfo:
     with path.open("rb") as stream:
         return probe(stream, ProbeLimits(max_pixels=MAX_RESULT_PIXELS, max_frames=10_000))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

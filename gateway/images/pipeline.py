@@ -109,7 +109,7 @@ async def _record(result: ImageResult, by: Services) -> None:
     offer = result.delivered.candidate.plan.offer
     expires_at = by.clock() + timedelta(seconds=by.settings.storage.retention_s)
     assets = [
-        NewAsset(image.id, image.asset.key, image.info.format, image.info.size, image.asset.size_bytes, image.sha256, expires_at)
+        NewAsset(image.id, image.asset.key, image.info.format, image.info.size, image.asset.size_bytes, None, expires_at)
         for image in result.delivered.images
     ]
     await by.journal.finish_job(

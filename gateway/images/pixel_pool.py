@@ -90,18 +90,24 @@ class PixelPool:
         """Calls in the queue, now."""
         return len(self._turns)
 
+    def check_room(self) -> None:
+        """Raise `Overloaded` if the queue is full: before work begins whose result will need the pool."""
+        if len(self._turns) >= self._max_queue:
+            raise self._overloaded()
+
     async def warm(self) -> None:
         """Start all workers, so that the first pictures do not wait for them. Raises `PixelWorkFailed` if one does not come up."""
         nothing = pickle.dumps((os.getpid, ()))
         await asyncio.gather(*(self._ask(nothing) for _ in range(self._max_workers - len(self._workers))))
 
-    async def run(self, fn: Callable[[*Args], Result], *args: *Args, pixels: int) -> Result:
+    async def run(self, fn: Callable[[*Args], Result], *args: *Args, pixels: int, patient: bool = False) -> Result:
         """Call `fn(*args)` in a worker and return what it returns. First come, first served.
 
         Args:
             fn: A function that a worker can import, of `gateway.images.pixel_work`.
             args: Small values: paths, not pictures.
             pixels: Pixels of the largest picture it decodes or makes, for admission.
+            patient: Wait though the queue is full: for results that have been paid for.
 
         Raises:
             Overloaded: If the queue is full or the pool is closed.
@@ -109,7 +115,7 @@ class PixelPool:
             Exception: Whatever `fn` raised, with the worker's trace as a note.
         """
         call = pickle.dumps((fn, args))
-        async with self._admitted(pixels):
+        async with self._admitted(pixels, patient=patient):
             started = asyncio.get_running_loop().time()
             done, value = await self._ask(call)
             self._mean_s += _WEIGHT * (asyncio.get_running_loop().time() - started - self._mean_s)
@@ -125,7 +131,7 @@ class PixelPool:
         await asyncio.gather(*(worker.end() for worker in tuple(self._workers)))
 
     @asynccontextmanager
-    async def _admitted(self, pixels: int) -> AsyncGenerator[None]:
+    async def _admitted(self, pixels: int, *, patient: bool) -> AsyncGenerator[None]:
         """Wait for a worker and for room among the pixels in flight."""
         if self._closed:
             raise self._overloaded()
@@ -133,7 +139,7 @@ class PixelPool:
         self._turns.append(turn)
         try:
             self._admit()
-            if not turn.running and len(self._turns) > self._max_queue:
+            if not turn.running and not patient and len(self._turns) > self._max_queue:
                 raise self._overloaded()
             await turn.ready.wait()
             if not turn.running:
