@@ -57,7 +57,7 @@ fix: $(VENV)/.dev ## format, and mend what the linter can mend
 	$(BIN)/ruff check --fix .
 
 bench: $(VENV)/.dev ## the benchmarks; never part of the tests
-	@set -e; for bench in $(BENCHES); do echo "== $$bench"; $(BIN)/python $$bench $(ARGS); done
+	@set -e; for bench in $(BENCHES); do echo "== $$bench"; $(BIN)/python -m "bench.$$(basename $$bench .py)" $(ARGS); done
 
 setup: $(VENV)/.dev ## make .venv with everything for development
 
