@@ -1,7 +1,7 @@
 """CPU and memory of the gateway process while it serves edits, beside a relay that only moves the same bytes.
 
-`python -m bench.edits` starts everything on loopback by itself: a stub backend that answers with a picture it was given, the gateway
-in front of it, and the relay. Exits with 1 if 64 edits of 8 MB in flight make the gateway grow by 200 MB or more.
+`python -m bench.edits` starts everything on loopback by itself: a stub backend that answers with a picture it was given, the
+gateway in front of it, and the relay. Exits with 1 if 64 edits of 8 MB in flight make the gateway grow by 200 MB or more.
 """
 
 import asyncio

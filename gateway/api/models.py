@@ -4,6 +4,7 @@ from urllib.parse import unquote
 
 from litestar import Router, get
 from litestar.di import NamedDependency
+from litestar.params import FromPath
 
 from gateway.api.wire import Model, ModelList
 from gateway.images.routing import find_model
@@ -18,7 +19,7 @@ async def list_models(catalog: NamedDependency[Catalog]) -> ModelList:
 
 
 @get("/models/{model_id:path}", summary="Show one model", operation_id="retrieve_model")
-async def show_model(model_id: str, catalog: NamedDependency[Catalog]) -> Model:
+async def show_model(model_id: FromPath[str], catalog: NamedDependency[Catalog]) -> Model:
     """One model. Ids with a slash are taken as they are and percent-encoded."""
     name = unquote(model_id.lstrip("/"))
     model, _ = find_model(name, catalog, param="model")

@@ -22,7 +22,7 @@ provider = "local"
 endpoint = "collage"
 source = "tests/e2e/collage.py"
 checked = 2026-11-21
-price = { local = true }
+price = { local = true, typical_s = "1" }
 
 [offers.params]
 prompt = "passthrough"

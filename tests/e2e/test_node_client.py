@@ -28,11 +28,11 @@ DELIVERED: dict[str, tuple[tuple[int, int], str, int]] = {
 """Case to what its pictures must be: size, format, how many."""
 
 REFUSED: dict[str, tuple[str, int, str, str | None]] = {
-    "list_of_several": ("BadRequestError", 400, "array_above_max_length", "image"),
+    "list_of_several": ("BadRequestError", 400, "invalid_value", "image"),
     "not_a_picture": ("BadRequestError", 400, "invalid_image_file", "image"),
     "wrong_type": ("BadRequestError", 400, "invalid_type", "n"),
     "wrong_size": ("BadRequestError", 400, "invalid_value", "size"),
-    "unknown_model": ("NotFoundError", 404, "model_not_found", "model"),
+    "unknown_model": ("NotFoundError", 404, "model_not_found", None),
     "unknown_model_looked_up": ("NotFoundError", 404, "model_not_found", "model"),
     "wrong_key": ("AuthenticationError", 401, "invalid_api_key", None),
     "too_large": ("APIError", 413, "request_too_large", "image"),

@@ -76,7 +76,7 @@ async def test_a_list_of_several_is_refused_by_a_model_that_takes_one(edit: Edit
     with pytest.raises(openai.BadRequestError) as refusal:
         await edit(image=[("a.png", png(), "image/png"), ("b.png", png(), "image/png")])
 
-    assert (refusal.value.param, refusal.value.code) == ("image", "array_above_max_length")
+    assert (refusal.value.param, refusal.value.code) == ("image", "invalid_value")
 
 
 # --- what is asked of the answer ----------------------------------------------------------------------------------------------
@@ -100,11 +100,11 @@ async def test_link_is_the_default_and_base64_on_demand(edit: Edit):
 
 @pytest.mark.parametrize("form", FORMATS)
 async def test_output_format_is_the_asked_one(edit: Edit, form: str):
-    """Each format comes back as itself, and the answer names it."""
+    """Each format comes back as itself, and the answer names it if OpenAI's has a name for it."""
     response = await edit(output_format=form)
 
     assert [(image.format, image.size) for image in await pictures(response)] == [(form.upper(), DOUBLE)]
-    assert getattr(response, "output_format", None) == form
+    assert getattr(response, "output_format", None) == (None if form == "avif" else form)
 
 
 @pytest.mark.parametrize("form", ["jpeg", "webp", "avif"])
@@ -196,12 +196,18 @@ async def test_receipt_has_one_entry_for_each_parameter(edit: Edit):
         "response_format": "url",
         "user": "someone",
     }
-    response = await edit(**sent, extra_body={"sharpen": 1, "nobody_knows": "this"})
+    response = await edit(**sent, extra_body={"sharpen": 1})
 
     metadata = extra(response, "metadata")
     decided = sorted(entry["param"] for entry in metadata["normalization"])
     assert decided == sorted(set(decided)), "a parameter is decided twice"
-    assert {*sent, "image", "sharpen", "nobody_knows"} <= set(decided)
+    assert {*sent, "image", "sharpen"} <= set(decided)
+
+
+async def test_parameter_that_nobody_knows_is_not_lost(edit: Edit):
+    """It goes to the backend as it is, and the bundled one says that it has no such input."""
+    with pytest.raises(openai.BadRequestError, match="nobody_knows"):
+        await edit(extra_body={"nobody_knows": "this"})
 
 
 async def test_answer_names_its_request_and_what_it_cost(edit: Edit):
@@ -250,7 +256,7 @@ async def test_models_are_listed_and_looked_up(client: AsyncOpenAI, gateway_url:
 
 # --- errors -------------------------------------------------------------------------------------------------------------------
 
-BAD: dict[str, tuple[dict[str, Any], type[openai.APIStatusError], str, str]] = {
+BAD: dict[str, tuple[dict[str, Any], type[openai.APIStatusError], str, str | None]] = {
     "not_a_picture": ({"image": b"These are words.\n" * 30}, openai.BadRequestError, "invalid_image_file", "image"),
     "empty": ({"image": ("a.png", b"", "image/png")}, openai.BadRequestError, "invalid_image_file", "image"),
     "truncated": ({"image": png((400, 300))[:-400]}, openai.BadRequestError, "invalid_image_file", "image"),
@@ -265,7 +271,7 @@ BAD: dict[str, tuple[dict[str, Any], type[openai.APIStatusError], str, str]] = {
         "invalid_value",
         "mask",
     ),
-    "unknown_model": ({"model": "detail-upscalr"}, openai.NotFoundError, "model_not_found", "model"),
+    "unknown_model": ({"model": "detail-upscalr"}, openai.NotFoundError, "model_not_found", None),
 }
 """Request members to the error's class, code and parameter."""
 
@@ -285,7 +291,7 @@ async def test_bad_input_is_a_clear_error(edit: Edit, case: str):
 
 async def test_unknown_model_is_answered_with_a_guess(edit: Edit):
     """A slip of the pen gets the right name."""
-    with pytest.raises(openai.NotFoundError, match=MODEL):
+    with pytest.raises(openai.NotFoundError, match=rf"mean .*{MODEL}\b"):
         await edit(model="detail-upscalr")
 
 
@@ -320,11 +326,10 @@ async def test_wrong_key_is_an_authentication_error(gateway_url: str, key: str):
 
 
 async def test_revoked_key_is_refused(gateway: LiveGateway):
-    """A key works until it is revoked."""
+    """A key that was revoked on the command line, by another process, is no longer taken."""
     made = gateway.shell.make_key("leaver")
+    await asyncio.to_thread(gateway.shell.run, "keys", "revoke", made["key_id"])
     async with AsyncOpenAI(base_url=gateway.api, api_key=made["key"]) as client:
-        await client.models.list()
-        await asyncio.to_thread(gateway.shell.run, "keys", "revoke", made["key_id"])
         with pytest.raises(openai.AuthenticationError):
             await client.models.list()
 

@@ -44,7 +44,7 @@ class DetailUpscaler:
         large = output_size(Size(*image.size), scale_factor)
         if large.pixels > MAX_OUTPUT_PIXELS:
             raise InputRefused(
-                f"scale_factor {scale_factor:g} makes {large} pixels of {image.width}x{image.height}; "
+                f"Input validation error: scale_factor {scale_factor:g} makes {large} pixels of {image.width}x{image.height}; "
                 f"at most {MAX_OUTPUT_PIXELS} pixels are made; use a smaller scale_factor"
             )
         checkpoint(0.0)
