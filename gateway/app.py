@@ -24,6 +24,7 @@ from gateway.api.auth import Authentication
 from gateway.api.body import DrainedBody
 from gateway.api.health import Readiness, health_router
 from gateway.api.images import Links, images_router
+from gateway.api.jobs import jobs_router
 from gateway.api.measured import Measured
 from gateway.api.models import models_router
 from gateway.api.rendering import RequestId, error_handlers
@@ -161,7 +162,7 @@ def create_app(
         return await gateway().tenants.authenticate(key)
 
     app = Litestar(
-        route_handlers=[images_router, models_router, health_router, asset_route(store, secret, time.time)],
+        route_handlers=[images_router, jobs_router, models_router, health_router, asset_route(store, secret, time.time)],
         lifespan=[lifespan],
         middleware=[DefineMiddleware(Authentication, authenticate=authenticate)],
         exception_handlers=error_handlers(log),

@@ -22,14 +22,14 @@ from gateway.api.rendering import request_id_of
 from gateway.assets.links import sign_link
 from gateway.errors import BadRequest
 from gateway.images.execution import Work
-from gateway.images.finishing import Originals, Picture, StoredImage
+from gateway.images.finishing import Originals, Picture
 from gateway.images.journal import NewJob
 from gateway.images.pipeline import ImageResult, plan_route, run_request
 from gateway.images.routing import Controls, Route, dry_run
 from gateway.images.services import Services
 from gateway.jobs.service import Job, Jobs
 from gateway.tenants.service import Caller
-from normalization.pixels.formats import FORMATS
+from normalization.pixels.formats import FORMATS, Format
 from normalization.planner import shown
 from normalization.request import MAX_IMAGES, ImageRef, ImageRequest, RequestMode, parse_request
 from providers.transfer import download
@@ -48,11 +48,11 @@ class Links:
     now: Callable[[], float]
     """Unix seconds."""
 
-    def to(self, image: StoredImage, request: AnyRequest) -> str:
-        """An absolute, signed address, good for a while."""
+    def to(self, asset_id: str, kind: Format, request: AnyRequest) -> str:
+        """An absolute, signed address of a stored picture, good for a while."""
         base = (self.public_url or str(request.base_url)).rstrip("/")
         expires = int(self.now()) + self.good_for_s
-        return base + sign_link(image.id, FORMATS[image.info.format].suffix, expires, self.secret)
+        return base + sign_link(asset_id, FORMATS[kind].suffix, expires, self.secret)
 
 
 @post(
@@ -162,7 +162,10 @@ async def _answer(result: ImageResult, request: AnyRequest, by: Services, links:
     embedded = result.work.request.response_format == "b64_json"
     first = result.images[0].info
     return await image_answer(
-        [EmbeddedPicture(image.asset) if embedded else LinkedPicture(links.to(image, request)) for image in result.images],
+        [
+            EmbeddedPicture(image.asset) if embedded else LinkedPicture(links.to(image.id, image.info.format, request))
+            for image in result.images
+        ],
         created=int(result.work.created_at.timestamp()),
         metadata=result.metadata(),
         delivered=Delivered("transparent" if first.alpha else "opaque", first.format, first.size),

@@ -31,6 +31,11 @@ class AttemptRecord:
     cost_basis: str | None
     cost_certainty: str | None
 
+    @property
+    def duration_ms(self) -> int | None:
+        """How long it took; None while it runs."""
+        return None if self.finished_at is None else round((self.finished_at - self.started_at).total_seconds() * 1000)
+
 
 @dataclass(frozen=True, slots=True)
 class AssetRecord:
