@@ -197,12 +197,6 @@ class CogProvider:
         """The state of every backend, asked now."""
         return tuple(await asyncio.gather(*(self._health(backend) for backend in self._backends.values())))
 
-    def move(self, name: str, url: str) -> None:
-        """Note that a backend was started again at another address. Raises `KeyError` for a name that is not known."""
-        backend = self._backends[name]
-        backend.url = url.rstrip("/")
-        backend.unreachable = False
-
     async def close(self) -> None:
         """Cancel all that runs and remove its files."""
         runs, self._runs = list(self._runs.values()), {}
