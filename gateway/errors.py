@@ -33,7 +33,7 @@ class GatewayError(Exception):
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
     default_code: ClassVar[str | None] = None
-    should_retry: ClassVar[bool | None] = None
+    should_retry: bool | None = None
     """Value of `x-should-retry`; None leaves it to the client's own rule for the status."""
 
     def __init__(
@@ -44,6 +44,7 @@ class GatewayError(Exception):
         code: str | None = None,
         detail: str | None = None,
         retry_after_s: float | None = None,
+        should_retry: bool | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(message)
@@ -52,6 +53,8 @@ class GatewayError(Exception):
         self.code = code or self.default_code
         self.detail = detail
         self.retry_after_s = retry_after_s
+        if should_retry is not None:
+            self.should_retry = should_retry
         self.extra = extra or {}
         """Further members of the error body, such as `attempts` or `billed_usd`."""
 

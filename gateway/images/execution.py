@@ -1,12 +1,13 @@
 """Execution: try the route's plans in order until one delivers; every attempt and every ticket is written down as it happens."""
 
 import asyncio
+import errno
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 
-from gateway.errors import AllOffersFailed, BadRequest, ContentRefused, GatewayError
+from gateway.errors import AllOffersFailed, BadRequest, ContentRefused, GatewayError, Overloaded
 from gateway.images.finishing import Originals, StoredImage, fetch, finish, prepare, store
 from gateway.images.journal import OpenAttempt, OpenJob
 from gateway.images.routing import Candidate, Route
@@ -83,12 +84,13 @@ async def execute(work: Work, by: Services) -> Delivered:
     Raises:
         BadRequest, ContentRefused: The provider says that the caller's input is at fault.
         AllOffersFailed: Nobody delivered.
+        Overloaded: The spool's disk is full.
     """
     tried: list[Tried] = []
     for position, candidate in enumerate(work.route.chosen):
         attempt = await by.journal.start_attempt(work.job, position, candidate.plan)
         started = asyncio.get_running_loop().time()
-        made = await _attempt(work, candidate.plan, attempt, by)
+        made = await _attempt(work, candidate, attempt, by)
         seconds = asyncio.get_running_loop().time() - started
         tried.append(_tried(candidate, made, seconds))
         _count(work, tried[-1], seconds, by)
@@ -99,15 +101,38 @@ async def execute(work: Work, by: Services) -> Delivered:
         by.log.warning("attempt.failed", provider=tried[-1].provider, kind=tried[-1].outcome, detail=made.detail)
         if not CONSEQUENCES[made.kind].try_next:
             raise _final(made, tried)
-    raise AllOffersFailed(f"No offer delivered: {_lines(tried)}.", extra=_account(tried))
+    final = all(one.failure in _LASTING for one in tried)
+    raise AllOffersFailed(f"No offer delivered: {_lines(tried)}.", should_retry=False if final else None, extra=_account(tried))
 
 
-async def _attempt(work: Work, plan: Plan, attempt: OpenAttempt, by: Services) -> _Made | ProviderFailure:
+_LASTING = frozenset({FailureKind.CREDENTIAL, FailureKind.QUOTA, FailureKind.MODEL_GONE})
+"""Failures that stay until the operator does something."""
+
+
+async def _attempt(work: Work, candidate: Candidate, attempt: OpenAttempt, by: Services) -> _Made | ProviderFailure:
     """Make one plan; a provider's failure is an outcome here, not an exception."""
     try:
-        return await _make(work, plan, attempt, by)
+        return await _make(work, candidate.plan, attempt, by)
     except ProviderFailure as failure:
         return failure
+    except Exception as error:  # of our own making; whatever it is, the journal must not say that the attempt still runs
+        words = f"the gateway failed: {type(error).__name__}"
+        await by.journal.finish_attempt(attempt, FailureKind.UNKNOWN, words, Cost.unknown(words))
+        if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise _disk_full(error, candidate) from error
+        raise
+
+
+def _disk_full(error: OSError, candidate: Candidate) -> Overloaded:
+    """The spool took the pictures in, but not all that came of them."""
+    return Overloaded(
+        "the gateway's disk for pictures on their way is full; try again later",
+        code="spool_full",
+        detail=str(error),
+        retry_after_s=30.0,
+        # the work may have been done: again is safe only where it costs nothing
+        extra={"billed_usd": money(Decimal(0)), "retry_safe": candidate.cost.usd == 0},
+    )
 
 
 def _tried(candidate: Candidate, made: _Made | ProviderFailure, seconds: float) -> Tried:

@@ -101,7 +101,7 @@ async def finish(
             raise ProviderFailure(FailureKind.TRANSIENT, "the provider's picture is damaged", detail=str(error)) from error
         except EdgeTooLong as error:
             raise ProviderFailure(FailureKind.CALLER_FAULT, str(error), param="output_format") from error
-        except (PixelWorkFailed, OSError) as error:
+        except PixelWorkFailed as error:
             # The provider has done its part and may have charged: another offer would charge again.
             words = "the result could not be converted"
             raise ProviderFailure(FailureKind.UNKNOWN, words, detail=f"{words}: {error}") from error

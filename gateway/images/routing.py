@@ -1,14 +1,15 @@
 """Routing: put the plans in the order to try them, and say why the others are left out. Plans are compared, not names."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from enum import StrEnum
 
 from gateway.errors import BadRequest, ModelNotFound, OverBudget, Overloaded
 from normalization.explain import receipt
 from normalization.offer import Model, Offer
-from normalization.plan import Mode, Plan
+from normalization.pixels.formats import FORMATS, Format
+from normalization.plan import Decision, Encode, Fit, Mode, Plan
 from normalization.planner import plan_request
 from normalization.pricing import Cost, money, quote
 from normalization.request import ImageRequest, Json
@@ -80,6 +81,12 @@ def find_model(name: str, catalog: Catalog, param: str | None = None) -> tuple[M
     raise ModelNotFound(f"The model `{shown}` does not exist or you do not have access to it.{hint}", param=param)
 
 
+MAX_FITTED_PIXELS = 2**27
+"""What a result is resampled to at most: with transparency, what fits into a worker of the pixel pool."""
+
+MAX_FITTED_AVIF_PIXELS = 2**26
+"""The same for AVIF, whose encoder takes about twice as much memory."""
+
 Unavailable = Callable[[Offer], str | None]
 """Why an offer cannot take work at all at the moment (no key, no backend); None if it can."""
 
@@ -90,7 +97,7 @@ def weigh(
     """Plan and price every offer; none is left out silently."""
     candidates: list[Candidate] = []
     for offer in offers:
-        plan = plan_request(request, offer, known)
+        plan = _within_reach(plan_request(request, offer, known))
         cost = quote(plan, request)
         reasons = list(plan.refusals)
         away = unavailable(offer)
@@ -98,6 +105,27 @@ def weigh(
         reasons += [f"{offer.provider}: {cost.basis}"] if cost.usd is None and not allow_unpriced else []
         candidates.append(Candidate(plan, cost, tuple(reasons)))
     return candidates
+
+
+def _within_reach(plan: Plan) -> Plan:
+    """The plan, with the size refused where the gateway would have to make a picture larger than it or the format can hold."""
+    fitted = next((step for step in plan.steps if isinstance(step, Fit)), None)
+    encode = next((step for step in plan.steps if isinstance(step, Encode)), None)
+    if fitted is None or encode is None:
+        return plan
+    edge = FORMATS[encode.format].max_edge
+    most = MAX_FITTED_AVIF_PIXELS if encode.format is Format.AVIF else MAX_FITTED_PIXELS
+    if fitted.size.pixels <= most and max(fitted.size) <= edge:
+        return plan
+    limits = f"{encode.format} is made with edges of at most {edge} pixels and {most} pixels in all"
+
+    def refused(decision: Decision) -> Decision:
+        reason = f"{plan.offer.provider}: {decision.param} comes to {fitted.size}; {limits}"
+        return replace(decision, mode=Mode.UNSUPPORTED, sent={}, emulation=None, reason=reason, refused=True)
+
+    asked = {decision.param for decision in plan.decisions}
+    param = next((name for name in ("size", "scale_factor") if name in asked), None)
+    return replace(plan, decisions=tuple(refused(one) if one.param == param else one for one in plan.decisions))
 
 
 def order(candidates: Sequence[Candidate], controls: Controls) -> Route:
@@ -174,7 +202,9 @@ def _unservable(route: Route) -> BadRequest | Overloaded:
     plans = [candidate.plan for candidate in route.left_out]
     if any(not plan.refusals for plan in plans) or not plans:
         reasons = _lines(route.left_out, lambda candidate: candidate.reasons)
-        return Overloaded(f"No offer of this model can take work: {reasons}", code="no_offer_available", detail=reasons)
+        words = f"No offer of this model can take work: {reasons}"
+        # what is missing is set up by the operator: asking again at once is no use
+        return Overloaded(words, code="no_offer_available", detail=reasons, should_retry=False)
     missing = [name for name in plans[0].missing if all(name in plan.missing for plan in plans)]
     if missing:
         return BadRequest(f"`{missing[0]}` is required by this model.", param=missing[0], code="missing_required_parameter")
