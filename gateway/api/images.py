@@ -27,7 +27,7 @@ from gateway.images.journal import NewJob
 from gateway.images.pipeline import ImageResult, plan_route, run_request
 from gateway.images.routing import Controls, Route, dry_run
 from gateway.images.services import Services
-from gateway.jobs.service import Job, Jobs
+from gateway.jobs.service import Job, Jobs, interrupted
 from gateway.tenants.service import Caller
 from normalization.pixels.formats import FORMATS, Format
 from normalization.planner import shown
@@ -75,6 +75,7 @@ async def edit_images(
         if controls.dry_run:
             return Response(msgspec.json.encode(dry_run(asked, route)), media_type="application/json")
         services.pixels.check_room()
+        jobs.check_open()  # receiving may have taken long
         work = await _open(asked, route, controls, form, request, services)
         job = jobs.start(work.job.id, _run_and_close(work, form, services))
         stack.pop_all()  # the job has the files now, whoever goes on listening
@@ -148,6 +149,9 @@ async def _wait(job: Job, work: Work, request: AnyRequest, by: Services, jobs: J
             return waiting.result()
         await by.journal.mark_client_gone(work.job)
         raise ClientGone
+    except asyncio.CancelledError:
+        # Only the server does that, when its own end can wait no longer: a bare 500 would make clients try again.
+        raise interrupted(job) from None
     finally:
         gone.cancel()
         waiting.cancel()

@@ -44,7 +44,7 @@ class ImageResult:
         cost = money(self.delivered.cost.usd)
         return {
             "x-gateway-provider": self.delivered.candidate.plan.offer.provider,
-            "x-gateway-normalization": header(self.delivered.candidate.plan),
+            "x-gateway-normalization": _shortened(header(self.delivered.candidate.plan)),
             **({"x-gateway-cost-usd": cost} if cost is not None else {}),
         }
 
@@ -65,6 +65,18 @@ class ImageResult:
             "attempts": [tried.told() for tried in self.delivered.tried],
             "normalization": self.receipt,
         }
+
+
+_LONGEST_HEADER = 4096
+"""Characters. Clients end at 8 KiB for one line (aiohttp) or 16 KiB for all (Node); the receipt in the body has everything."""
+
+
+def _shortened(line: str) -> str:
+    """A header's list, cut between two members if it is too long, with the count of those left out."""
+    if len(line) <= _LONGEST_HEADER:
+        return line
+    kept = line[:_LONGEST_HEADER].rpartition(", ")[0]
+    return f"{kept}, more={line.count(', ') - kept.count(', ')}"
 
 
 def plan_route(request: ImageRequest, controls: Controls, by: Services) -> Route:

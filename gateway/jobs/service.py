@@ -49,6 +49,7 @@ class Jobs:
 
         Raises:
             TimedOut: After `deadline_s` seconds; names the job.
+            Overloaded: If the gateway stops before the work is done.
             GatewayError: As the job failed.
         """
         done, _ = await asyncio.wait([job.task], timeout=deadline_s)
@@ -57,6 +58,8 @@ class Jobs:
                 f"The work takes longer than {deadline_s:g} s and goes on; GET /v1/jobs/{job.id} tells how it ended.",
                 extra={"job": job.id, "billed_usd": None, "retry_safe": False},
             )
+        if job.task.cancelled():
+            raise interrupted(job)
         return job.task.result()
 
     async def drain(self, grace_s: float) -> int:
@@ -79,3 +82,12 @@ class Jobs:
         if not job.task.cancelled():
             job.task.exception()  # looked at: if nobody waits any more, asyncio would report it as forgotten
         self._on_change(len(self._running))
+
+
+def interrupted(job: Job) -> Overloaded:
+    """What a caller is told whose work does not end before the gateway does. The work may have been done, and paid."""
+    return Overloaded(
+        f"The gateway stopped while the work was running; GET /v1/jobs/{job.id} tells what became of it.",
+        code="interrupted",
+        extra={"job": job.id, "billed_usd": None, "retry_safe": False},
+    )
