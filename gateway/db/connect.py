@@ -3,6 +3,7 @@
 import os
 import sqlite3
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -128,7 +129,10 @@ def open_sqlite(
 def _make_private_file(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # SQLite gives its -wal and -shm files the mode of the main one.
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    # Never open a file that is there: closing it would give back every lock that SQLite holds on it in this process.
+    # Source: https://www.sqlite.org/howtocorrupt.html section 2.2
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
 
 
 def _prepare_sqlite(*, read_only: bool, foreign_keys: bool) -> Callable[[DBAPIConnection, object], None]:
