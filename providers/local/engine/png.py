@@ -42,11 +42,16 @@ class PngWriter:
 
     def write(self, rows: NDArray[np.uint8]) -> None:
         """Append rows: H x W x channels."""
-        step = max(1, _BLOCK_BYTES // (rows.shape[1] * self._channels))
-        for top in range(0, rows.shape[0], step):
+        _, width, channels = rows.shape
+        columns = min(width, max(1, _BLOCK_BYTES // channels))
+        step = max(1, _BLOCK_BYTES // (columns * channels))
+        above = self._row_above
+        for top in range(0, len(rows), step):
             block = rows[top : top + step]
-            self._compressed(self._deflate.compress(_filtered(block, self._row_above).data))
-            self._row_above = block[-1].copy()
+            for left in range(0, width, columns):  # more than once for very wide rows, and then a block is one row
+                self._compressed(self._deflate.compress(_filtered(block, above, left, left + columns).data))
+            above = block[-1]
+        self._row_above = above.copy()
 
     def finish(self) -> None:
         """Write what is still in the encoder, and the end mark."""
@@ -66,15 +71,19 @@ class PngWriter:
         self._file.write(struct.pack(">I", zlib.crc32(data, zlib.crc32(name))))
 
 
-def _filtered(rows: NDArray[np.uint8], above: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Rows as the Paeth filter leaves them, each with its filter byte in front.
+def _filtered(rows: NDArray[np.uint8], above: NDArray[np.uint8], left: int, right: int) -> NDArray[np.uint8]:
+    """The columns `left` to `right` of rows as the Paeth filter leaves them, the first ones with the filter byte in front.
 
     The predictor is the one of left (a), above (b) and above left (c) that is nearest to a + b - c. Source: section 9.4.
     """
-    height, width, channels = rows.shape
+    part = rows[:, left:right]
+    height, width, channels = part.shape
     seen = np.zeros((height + 1, width + 1, channels), np.int16)
-    seen[0, 1:] = above
-    seen[1:, 1:] = rows
+    seen[0, 1:] = above[left:right]
+    seen[1:, 1:] = part
+    if left:
+        seen[0, 0] = above[left - 1]
+        seen[1:, 0] = rows[:, left - 1]
     a, b, c = seen[1:, :-1], seen[:-1, 1:], seen[:-1, :-1]
     to_a, to_b = b - c, a - c
     to_c = np.abs(to_a + to_b)
@@ -82,7 +91,7 @@ def _filtered(rows: NDArray[np.uint8], above: NDArray[np.uint8]) -> NDArray[np.u
     np.abs(to_b, out=to_b)
     nearest = np.where(to_b <= to_c, b, c)
     np.copyto(nearest, a, where=(to_a <= to_b) & (to_a <= to_c))
-    result = np.empty((height, 1 + width * channels), np.uint8)
-    result[:, 0] = _PAETH
-    np.subtract(rows, nearest.astype(np.uint8), out=result[:, 1:].reshape(height, width, channels))
+    mark = 0 if left else 1
+    result = np.full((height, mark + width * channels), _PAETH, np.uint8)
+    result[:, mark:] = (part - nearest.astype(np.uint8)).reshape(height, width * channels)
     return result
