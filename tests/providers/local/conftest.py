@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -65,11 +65,14 @@ def _process(
     try:
         yield process, log
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
         try:
+            process.terminate()
             process.wait(10)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+            pass  # busy with a prediction that cannot be interrupted
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # whatever it has started goes with it
             process.wait()
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
