@@ -14,6 +14,7 @@
     ├── InternalError 500
     ├── AllOffersFailed 502
     ├── Overloaded 503
+    │   └── NoOffer               nobody could take the work, and waiting will not help
     └── TimedOut 504
 
 Only `gateway/api/rendering.py` turns them into answers.
@@ -160,6 +161,13 @@ class Overloaded(GatewayError):
 
     status = 503
     default_code = "overloaded"
+
+
+class NoOffer(Overloaded):
+    """No offer of the model can be used as the gateway is set up: no backend, no key, no price."""
+
+    default_code = "no_offer_available"
+    should_retry = False
 
 
 class TimedOut(GatewayError):

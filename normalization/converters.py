@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TypeAlias
 
-from normalization.offer import Rule
+from normalization.offer import Rule, ValueType
 from normalization.pixels.formats import Size
-from normalization.request import FitMode, ImageRef, ImageRequest, Json, Ratio, Value
+from normalization.request import RESOLUTIONS, FitMode, ImageRef, ImageRequest, Json, Ratio, Value
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,30 +52,41 @@ def image_list(value: Value, rule: Rule, request: ImageRequest) -> Converted | R
 
 
 def luminance_mask(value: Value, rule: Rule, request: ImageRequest) -> Converted | Refused:
-    """Send OpenAI's mask (transparent means edit) as a gray picture: white means edit."""
-    return Converted(value.prepared("alpha_to_luminance")) if isinstance(value, ImageRef) else Refused("must be a picture")
+    """Send OpenAI's mask (transparent means edit) as a gray picture of the picture's size: white means edit."""
+    if not isinstance(value, ImageRef):
+        return Refused("must be a picture")
+    return Converted(value.prepared(*_as_small(request), "alpha_to_luminance"))
 
 
 def keep_mask(value: Value, rule: Rule, request: ImageRequest) -> Converted | Refused:
-    """Send OpenAI's mask (transparent means edit) as a gray picture: white means keep."""
+    """Send OpenAI's mask (transparent means edit) as a gray picture of the picture's size: white means keep."""
     if not isinstance(value, ImageRef):
         return Refused("must be a picture")
-    return Converted(value.prepared("alpha_to_luminance", "luminance_inverse"))
+    return Converted(value.prepared(*_as_small(request), "alpha_to_luminance", "luminance_inverse"))
 
 
 def factor_to_reach(value: Value, rule: Rule, request: ImageRequest) -> Converted | Refused:
-    """Turn a size into the factor by which the first picture reaches it, within the rule's bounds or choices."""
-    if not isinstance(value, Size) or not request.images:
+    """Turn the size wanted into the factor by which the first picture reaches it, within the rule's bounds or choices.
+
+    With a `table`, the factor is sent as the text it gives: `{ 2 = "2x" }`.
+    """
+    target, source = request.target, request.source_size
+    if target is None or source is None:
         return Refused("must be WIDTHxHEIGHT")
-    source = request.images[0].size
-    factors = value.width / source.width, value.height / source.height
+    factors = target.width / source.width, target.height / source.height
     wanted = max(factors) if request.fit is FitMode.COVER else min(factors)
-    if rule.choices:
-        numbers = sorted(choice for choice in rule.choices if isinstance(choice, int | float))
-        reached = next((number for number in numbers if number >= wanted), numbers[-1])
-    else:
-        reached = _clamped(_round_up(wanted), rule)
-    return Converted(int(reached) if float(reached).is_integer() else reached, exact=reached >= wanted)
+    allowed = sorted(float(name) for name in rule.table) or sorted(one for one in rule.choices if isinstance(one, int | float))
+    reached = next((one for one in allowed if one >= wanted), allowed[-1]) if allowed else _clamped(_round_up(wanted), rule)
+    sent = int(reached) if float(reached).is_integer() else reached
+    return Converted(rule.table[str(sent)] if rule.table else sent, exact=reached >= wanted)
+
+
+def longest_edge(value: Value, rule: Rule, request: ImageRequest) -> Converted | Refused:
+    """Send the size wanted as the name of the smallest resolution that reaches it: `table = { 1K = "1K", 2K = "2K" }`."""
+    if request.target is None:
+        return Refused("must be WIDTHxHEIGHT, 1K, 2K or 4K")
+    able = [name for name, edge in RESOLUTIONS.items() if name in rule.table and edge >= max(request.target)]
+    return Converted(rule.table[able[0] if able else list(rule.table)[-1]], exact=bool(able))
 
 
 def nearest_ratio(value: Value, rule: Rule, request: ImageRequest) -> Converted | Refused:
@@ -83,6 +94,8 @@ def nearest_ratio(value: Value, rule: Rule, request: ImageRequest) -> Converted 
     if not isinstance(value, Size | Ratio):
         return Refused("must be WIDTHxHEIGHT or WIDTH:HEIGHT")
     wanted = math.log(value.width / value.height)
+    if str(value) in rule.choices:
+        return Converted(str(value))
     shapes = {choice: _shape(choice) for choice in rule.choices if isinstance(choice, str) and ":" in choice}
     if not shapes:
         return Refused("has no shapes to choose from")
@@ -92,12 +105,30 @@ def nearest_ratio(value: Value, rule: Rule, request: ImageRequest) -> Converted 
 
 def width_height(value: Value, rule: Rule, request: ImageRequest) -> Converted | Refused:
     """Send a size as an object, each edge rounded up to the rule's multiple and within its bounds."""
-    if not isinstance(value, Size):
+    size = request.target
+    if size is None:
         return Refused("must be WIDTHxHEIGHT")
     multiple = int(rule.multiple_of or 1)
-    edges = [_clamped(-(-edge // multiple) * multiple, rule) for edge in value]
-    exact = all(sent >= asked for sent, asked in zip(edges, value, strict=True))
+    edges = [_clamped(-(-edge // multiple) * multiple, rule) for edge in size]
+    exact = all(sent >= asked for sent, asked in zip(edges, size, strict=True))
     return Converted({"width": int(edges[0]), "height": int(edges[1])}, exact=exact)
+
+
+def invert(value: Value, rule: Rule, request: ImageRequest) -> Converted | Refused:
+    """Send a boolean's opposite: `enable_…` as `disable_…`."""
+    return Converted(not value) if isinstance(value, bool) else Refused("must be true or false")
+
+
+def scaled(value: Value, rule: Rule, request: ImageRequest) -> Converted | Refused:
+    """Send a number between 0 and 1 on the provider's own scale, from the rule's `min` to its `max`."""
+    low, high = rule.min or 0.0, rule.max
+    if isinstance(value, bool) or not isinstance(value, int | float) or high is None:
+        return Refused("must be a number")
+    if not 0 <= value <= 1:
+        return Refused(f"is between 0 and 1; asked {value:g}")
+    number = round(low + value * (high - low), 4)
+    whole = rule.type is ValueType.INTEGER or float(number).is_integer()
+    return Converted(round(number) if whole else number)
 
 
 CONVERTERS: Mapping[str, Converter] = MappingProxyType(
@@ -109,11 +140,19 @@ CONVERTERS: Mapping[str, Converter] = MappingProxyType(
             luminance_mask,
             keep_mask,
             factor_to_reach,
+            longest_edge,
+            scaled,
+            invert,
             nearest_ratio,
             width_height,
         )
     }
 )
+
+
+def _as_small(request: ImageRequest) -> tuple[str, ...]:
+    """The preparation that makes the mask as small as the picture that is sent."""
+    return () if request.sent_size is None else (f"shrink-{request.sent_size}",)
 
 
 def _clamped(number: float, rule: Rule) -> float:

@@ -50,33 +50,37 @@ def copies(value: Value, native: Converted | Refused, rule: Rule, request: Image
 
 
 def fit(value: Value, native: Converted | Refused, rule: Rule, request: ImageRequest) -> Emulated | Refused:
-    """Bring the result to exactly the size asked for, from however near the native way came."""
-    if not isinstance(value, Size):
-        return native if isinstance(native, Refused) else Refused("must be WIDTHxHEIGHT")
-    return Emulated(f"fitted to {value} ({request.fit})", steps=(Fit(value, request.fit, _bars(request)),))
+    """Bring the result to exactly the size or shape asked for, from however near the native way came."""
+    wanted = request.target or request.shape
+    if wanted is None:
+        return native if isinstance(native, Refused) else Refused("must be WIDTHxHEIGHT or WIDTH:HEIGHT")
+    return Emulated(f"fitted to {wanted} ({request.fit})", steps=(Fit(wanted, request.fit, _bars(request)),))
 
 
 def resample(value: Value, native: Converted | Refused, rule: Rule, request: ImageRequest) -> Emulated | Refused | None:
-    """Reach a factor beyond the provider's range: its nearest factor, and the rest by resampling."""
+    """Reach a factor beyond the provider's range, or of a picture sent smaller: its nearest factor, and the rest by resampling."""
     factor = as_number(value) if isinstance(value, int | float) else None
-    if isinstance(native, Converted):
+    if isinstance(native, Converted) and request.sent_size is None:
         return None
     if factor is None or not request.images:
         return Refused("must be a number")
-    nearest = _nearest(factor, rule)
-    words = "resampled by the gateway" if nearest is None else f"{nearest:g} by the model, the rest resampled"
-    if request.target is not None:
-        return Emulated(words, sent=nearest)
     width, height = request.images[0].size
     size = Size(max(1, round(width * factor)), max(1, round(height * factor)))
-    return Emulated(f"{words} to {size}", steps=(Fit(size, request.fit),), sent=nearest)
+    nearest = _nearest(size.width / (request.source_size or size).width, rule)
+    sent = rule.table.get(str(nearest)) if rule.table else nearest
+    words = "resampled by the gateway" if nearest is None else f"{nearest:g} by the model, the rest resampled"
+    if request.target is not None:
+        return Emulated(words, sent=sent)
+    return Emulated(f"{words} to {size}", steps=(Fit(size, request.fit),), sent=sent)
 
 
 def composite_mask(value: Value, native: Converted | Refused, rule: Rule, request: ImageRequest) -> Emulated | Refused:
     """Keep the original outside the mask by laying the result over it."""
     if not isinstance(value, ImageRef):
         return Refused("must be a picture")
-    return Emulated("laid over the original through the mask", steps=(Composite(ImageRef("image", 0), value),))
+    feather = as_number(request.asked.get("mask_feather", 0.0)) or 0.0  # pyright: ignore[reportArgumentType] -- parsed before
+    step = Composite(ImageRef("image", 0), value, float(feather))
+    return Emulated("laid over the original through the mask", steps=(step,))
 
 
 EMULATIONS: Mapping[str, Emulation] = MappingProxyType(
@@ -117,9 +121,10 @@ def _nearest(factor: float, rule: Rule) -> float | int | None:
     """The factor the provider allows that lies nearest above the one asked, else the highest; None if it has no such field."""
     if rule.verb is None:
         return None
-    if rule.choices:
-        allowed = sorted(choice for choice in rule.choices if isinstance(choice, int | float))
-        return next((choice for choice in allowed if choice >= factor), allowed[-1])
+    allowed = sorted(float(name) for name in rule.table) or sorted(one for one in rule.choices if isinstance(one, int | float))
+    if allowed:
+        reached = next((one for one in allowed if one >= factor), allowed[-1])
+        return int(reached) if float(reached).is_integer() else reached
     low = rule.min if rule.min is not None else factor
     high = rule.max if rule.max is not None else factor
     return min(max(factor, low), high)

@@ -54,6 +54,11 @@ class Rule:
     required: bool = False
     formats: tuple[str, ...] = ()
     """For pictures: the formats that may be sent as they are; others are turned into PNG first. Empty: all."""
+    max_pixels: int | None = None
+    max_edge: int | None = None
+    """For pictures: the largest that may be sent, in pixels; larger ones are shrunk first."""
+    uncertain: str | None = None
+    """What is not certain of this rule."""
     emulate: str | None = None
     """Name of the emulation for whatever the native way cannot do."""
 
@@ -62,6 +67,8 @@ class PriceUnit(StrEnum):
     """What a price is per."""
 
     IMAGE = "image"
+    TIER = "tier"
+    """Per image, by the size of the result."""
     SECOND = "second"
     """Seconds of the provider's machine, as it reports them."""
     OUTPUT_MEGAPIXEL = "output_megapixel"
@@ -81,6 +88,22 @@ class Price:
     """Why it is unknown."""
     typical_s: Decimal | None = None
     """For prices per second: how long a run usually takes, for quotes."""
+    round_up: bool = False
+    """Whether each picture's megapixels are rounded up to whole ones."""
+    tiers: tuple[tuple[Decimal, Decimal], ...] = ()
+    """For tiers: up to so many megapixels, so many dollars per image; ascending."""
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What an offer gives when nothing is asked of its results."""
+
+    field: str = "images"
+    """Where the pictures stand in the provider's answer; empty when the answer is the picture or the list itself."""
+    format: str | None = None
+    """The format; None where it is not known."""
+    pixels: int | None = None
+    """About how many, for quotes; None: as the input, times the factor where there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +118,7 @@ class Offer:
     source: str
     """Where these facts were read."""
     checked: date
+    output: Output = Output()
     master: Mapping[str, Json] = field(default_factory=dict[str, Json])
     """What to ask for when the gateway will touch the pixels: something lossless."""
     fixed: Mapping[str, Json] = field(default_factory=dict[str, Json])

@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from normalization.offer import Offer
 from normalization.pixels.formats import Format, ImageInfo, Size
-from normalization.request import FitMode, ImageRef, Json
+from normalization.request import FitMode, ImageRef, Json, Ratio
 
 
 class Mode(StrEnum):
@@ -65,9 +65,9 @@ class Composite:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """Bring the picture to a size."""
+    """Bring the picture to a size, or to a shape at its own scale."""
 
-    size: Size
+    size: Size | Ratio
     how: FitMode
     background: str | None = None
     """`#rrggbb` for the bars of `pad`; None leaves them transparent where the format can."""
@@ -98,6 +98,8 @@ def _changes(step: Step, info: ImageInfo) -> bool:
         case Composite():
             return True
         case Fit():
+            if isinstance(step.size, Ratio):
+                return info.size.width * step.size.height != info.size.height * step.size.width
             return step.size != info.size
         case Encode():
             return step.format is not info.format or step.compression is not None or (step.background is not None and info.alpha)

@@ -6,6 +6,7 @@ pixels takes it over.
 """
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
@@ -17,6 +18,7 @@ from normalization.pixels.formats import Format, Size, needs_cleaning
 from normalization.plan import Call, Composite, Decision, Encode, Fit, Mode, Plan, Step
 from normalization.request import (
     PARAMETERS,
+    RESOLUTIONS,
     FitMode,
     ImageRef,
     ImageRequest,
@@ -56,6 +58,7 @@ def plan_request(request: ImageRequest, offer: Offer, known: frozenset[str] = fr
         offer: Who would serve it.
         known: All parameter names of the catalog; a name outside it goes to the provider as it is.
     """
+    request = replace(request, sent_size=_sent_size(request, offer))
     claimed = _claimed_fields(request, offer)
     outcomes = {
         name: _decide(name, value, request, offer, claimed, known)
@@ -73,7 +76,7 @@ def plan_request(request: ImageRequest, offer: Offer, known: frozenset[str] = fr
     return Plan(
         offer=offer,
         calls=calls,
-        steps=tuple(sorted((*steps, *encode), key=lambda step: STEP_ORDER.index(type(step)))),
+        steps=tuple(sorted(dict.fromkeys((*steps, *encode)), key=lambda step: STEP_ORDER.index(type(step)))),
         decisions=tuple(_with_seeds(outcomes[name].decision, seeds) for name in request.asked),
         copies=max((outcome.emulated.copies for outcome in outcomes.values() if outcome.emulated), default=1),
         missing=tuple(name for name, rule in offer.params.items() if rule.required and not request.asked.get(name)),
@@ -92,6 +95,9 @@ def _decide(
         return _Outcome(Decision(name, Mode.PASSTHROUGH, asked, emulation="left to the model"), {})
     if rule is None:
         return _without_rule(name, value, asked, offer, known)
+    ruled = _ruled_by_size(name, value, request)
+    if ruled is not None:
+        return _unsupported(name, asked, ruled, offer) if isinstance(ruled, Refused) else _Outcome(ruled, {})
     native = _native(name, value, rule, request, claimed)
     emulation = EMULATIONS.get(rule.emulate or "")
     emulated = emulation(value, native, rule, request) if emulation else None
@@ -100,6 +106,24 @@ def _decide(
     if isinstance(emulated, Refused):
         return _unsupported(name, asked, emulated, offer)
     return _served(name, asked, rule, native, emulated, request)
+
+
+def _ruled_by_size(name: str, value: Value, request: ImageRequest) -> Decision | Refused | None:
+    """What an exact size leaves of a shape or resolution asked beside it: nothing to do where they agree, a report where not."""
+    size = request.asked.get("size")
+    if (
+        name not in ("aspect_ratio", "resolution")
+        or not isinstance(size, Size | Ratio)
+        or (name == "resolution" and isinstance(size, Ratio))
+    ):
+        return None
+    if isinstance(value, Ratio):
+        agrees = size.width * value.height == size.height * value.width
+    else:
+        agrees = max(size) == RESOLUTIONS.get(str(value))
+    if agrees:
+        return Decision(name, Mode.EMULATED, shown(value, request), emulation=f"given by size {size}")
+    return Refused(f"{value} contradicts size {size}, which wins", droppable=True)
 
 
 def _served(
@@ -113,7 +137,7 @@ def _served(
         shown_sent: Mapping[str, Json] = {rule.to or name: list(emulated.calls)}
     else:
         shown_sent = {key: shown(item, request) for key, item in payload.items()}
-    words = emulated.words if emulated else None
+    words = emulated.words if emulated else _preparation(native, request)
     return _Outcome(Decision(name, mode, asked, shown_sent, emulation=words), payload, emulated)
 
 
@@ -166,17 +190,55 @@ def _native(name: str, value: Value, rule: Rule, request: ImageRequest, claimed:
     return _within_limits(typed, rule)
 
 
+def _sent_size(request: ImageRequest, offer: Offer) -> Size | None:
+    """The size to which the first picture is shrunk because the offer takes none larger; None if it goes as it is."""
+    rule = offer.params.get("image")
+    if rule is None or not request.images:
+        return None
+    smaller = _shrunk(request.images[0].size, rule)
+    return None if smaller == request.images[0].size else smaller
+
+
+def _shrunk(size: Size, rule: Rule) -> Size:
+    """The largest size of the same shape within the rule's limits."""
+    by_pixels = math.sqrt(rule.max_pixels / size.pixels) if rule.max_pixels else 1.0
+    by_edge = rule.max_edge / max(size) if rule.max_edge else 1.0
+    scale = min(1.0, by_pixels, by_edge)
+    return size if scale >= 1.0 else Size(max(1, int(size.width * scale)), max(1, int(size.height * scale)))
+
+
+def _preparation(native: Converted | Refused, request: ImageRequest) -> str | None:
+    """What is done to pictures before they are sent, in words."""
+    sent = native.value if isinstance(native, Converted) else None
+    refs = (sent,) if isinstance(sent, ImageRef) else sent if isinstance(sent, tuple) else ()
+    words = {words for ref in refs if isinstance(ref, ImageRef) for words in map(_in_words, ref.prepare)}
+    return "; ".join(sorted(words)) or None
+
+
+def _in_words(preparation: str) -> str:
+    if preparation.startswith("shrink-"):
+        return f"shrunk to {preparation.removeprefix('shrink-')}, the largest that is taken"
+    return {"clean": "sent as an upright sRGB png without metadata"}.get(preparation, "sent as a gray mask")
+
+
 def _pictures(value: Sequence[Value], rule: Rule, request: ImageRequest) -> Converted | Refused:
     accepted = tuple(Format(name) for name in rule.formats) or tuple(Format)
-    refs = tuple(
-        ref.prepared("clean") if needs_cleaning(request.info(ref), accepted) else ref for ref in value if isinstance(ref, ImageRef)
-    )
+    refs = tuple(_ready(ref, accepted, rule, request) for ref in value if isinstance(ref, ImageRef))
     most = int(rule.max or 1)
     if len(refs) > most:
         return Refused(f"takes {most} picture{'s' if most > 1 else ''}, got {len(refs)}")
     if rule.verb is Verb.CONVERT:
         return CONVERTERS[rule.converter or ""](refs, rule, request)
     return Converted(refs if most > 1 else refs[0])
+
+
+def _ready(ref: ImageRef, accepted: Sequence[Format], rule: Rule, request: ImageRequest) -> ImageRef:
+    """The picture as it is sent: cleaned and shrunk where it must be."""
+    info = request.info(ref)
+    smaller = _shrunk(info.size, rule)
+    if smaller != info.size:
+        return ref.prepared("clean", f"shrink-{smaller}")
+    return ref.prepared("clean") if needs_cleaning(info, accepted) else ref
 
 
 def _within_limits(value: Value, rule: Rule) -> Converted | Refused:

@@ -1,11 +1,12 @@
 """What an offer costs: before (`quote`) and after (`price`). Exact dollars, or unknown with a reason; never a silent zero."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import ROUND_CEILING, Decimal
 from enum import StrEnum
 
-from normalization.offer import Price, PriceUnit
-from normalization.plan import Fit, Plan
+from normalization.offer import Price, PriceUnit, Rule
+from normalization.plan import Plan
 from normalization.request import ImageRequest
 
 MEGAPIXEL = Decimal(1_000_000)
@@ -48,19 +49,19 @@ def quote(plan: Plan, request: ImageRequest) -> Cost:
     offer = plan.offer
     images = sum(call.images for call in plan.calls)
     seconds = offer.price.typical_s * len(plan.calls) if offer.price.typical_s is not None else None
-    return _cost(offer.price, images, seconds, _expected_pixels(plan, request), Certainty.ESTIMATED)
+    pixels = expected_pixels(plan, request)
+    return _cost(offer.price, seconds, (pixels,) * images, Certainty.ESTIMATED)
 
 
-def price(terms: Price, *, images: int, seconds: Decimal | None, output_pixels: int | None) -> Cost:
+def price(terms: Price, *, seconds: Decimal | None, results: Sequence[int | None]) -> Cost:
     """Say what work has cost.
 
     Args:
         terms: The offer's price.
-        images: Pictures that the provider made.
         seconds: Time of the provider's machine, summed over calls; None if it did not say.
-        output_pixels: Pixels of the pictures as the provider made them, summed; None if they are not known.
+        results: Pixels of each picture as the provider made it; None if that is not known.
     """
-    return _cost(terms, images, seconds, output_pixels, Certainty.COMPUTED)
+    return _cost(terms, seconds, results, Certainty.COMPUTED)
 
 
 def total(costs: list[Cost]) -> Cost:
@@ -85,40 +86,81 @@ def money(usd: Decimal | None) -> str | None:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-def _cost(terms: Price, images: int, seconds: Decimal | None, pixels: int | None, certainty: Certainty) -> Cost:
-    if terms.usd is None or terms.unit is PriceUnit.UNKNOWN:
-        return Cost.unknown(terms.why or "the price is unknown")
+def _cost(terms: Price, seconds: Decimal | None, results: Sequence[int | None], certainty: Certainty) -> Cost:
     match terms.unit:
+        case PriceUnit.UNKNOWN:
+            return Cost.unknown(terms.why or "the price is unknown")
         case PriceUnit.IMAGE:
-            return Cost(terms.usd * images, f"{images} x {money(terms.usd)} USD/image", certainty)
+            usd = _known(terms)
+            return Cost(usd * len(results), f"{len(results)} x {money(usd)} USD/image", certainty)
         case PriceUnit.OUTPUT_MEGAPIXEL:
-            if pixels is None:
-                return Cost.unknown("the size of the result is not known")
-            megapixels = Decimal(pixels) / MEGAPIXEL
-            return Cost(megapixels * terms.usd, f"{money(megapixels)} MP x {money(terms.usd)} USD/MP", certainty)
+            return _by_the_megapixel(terms, results, certainty)
+        case PriceUnit.TIER:
+            return _by_the_tier(terms, results, certainty)
         case PriceUnit.SECOND:
-            return _by_the_second(terms.usd, seconds, certainty)
+            return _by_the_second(_known(terms), seconds, certainty)
         case PriceUnit.LOCAL_SECOND:
-            return Cost.nothing("local", certainty) if terms.usd == 0 else _by_the_second(terms.usd, seconds, certainty)
+            return Cost.nothing("local", certainty) if not terms.usd else _by_the_second(terms.usd, seconds, certainty)
+
+
+def _known(terms: Price) -> Decimal:
+    if terms.usd is None:
+        raise ValueError(f"a price per {terms.unit} has an amount")
+    return terms.usd
+
+
+def _by_the_megapixel(terms: Price, results: Sequence[int | None], certainty: Certainty) -> Cost:
+    if None in results:
+        return Cost.unknown("the size of the result is not known")
+    each = [Decimal(pixels) / MEGAPIXEL for pixels in results if pixels is not None]
+    billed = sum((megapixels.to_integral_value(ROUND_CEILING) if terms.round_up else megapixels for megapixels in each), Decimal(0))
+    usd = _known(terms)
+    return Cost(_nano(billed * usd), f"{money(billed)} MP x {money(usd)} USD/MP", certainty)
+
+
+def _by_the_tier(terms: Price, results: Sequence[int | None], certainty: Certainty) -> Cost:
+    if None in results:
+        return Cost.unknown("the size of the result is not known")
+    each = [_tier(terms, Decimal(pixels) / MEGAPIXEL) for pixels in results if pixels is not None]
+    if any(usd is None for usd in each):
+        return Cost.unknown("the result is larger than the largest tier")
+    usd = sum((one for one in each if one is not None), Decimal(0))
+    return Cost(usd, " + ".join(f"{money(one)} USD" for one in each), certainty)
+
+
+def _tier(terms: Price, megapixels: Decimal) -> Decimal | None:
+    return next((usd for most, usd in terms.tiers if megapixels <= most), None)
 
 
 def _by_the_second(usd: Decimal, seconds: Decimal | None, certainty: Certainty) -> Cost:
     if seconds is None:
         return Cost.unknown("the provider did not say how long it took")
-    # Nano-dollars are what the database keeps.
-    return Cost((seconds * usd).quantize(Decimal("1e-9")), f"{money(seconds)} s x {money(usd)} USD/s", certainty)
+    return Cost(_nano(seconds * usd), f"{money(seconds)} s x {money(usd)} USD/s", certainty)
 
 
-def _expected_pixels(plan: Plan, request: ImageRequest) -> int | None:
-    """Pixels of all results together, as far as the request alone tells."""
-    images = sum(call.images for call in plan.calls)
-    fitted = next((step.size for step in plan.steps if isinstance(step, Fit)), None)
-    if fitted is not None:
-        return fitted.pixels * images
-    if not request.images:
+def _nano(usd: Decimal) -> Decimal:
+    """To nano-dollars, which is what the database keeps."""
+    return usd.quantize(Decimal("1e-9"))
+
+
+def expected_pixels(plan: Plan, request: ImageRequest) -> int | None:
+    """Pixels of one result as the provider will make it, as far as plan and request tell."""
+    offer, payload = plan.offer, plan.calls[0].payload
+    if offer.output.pixels is not None:
+        return offer.output.pixels
+    sized = next((value for value in payload.values() if isinstance(value, Mapping)), None)
+    if sized is not None and isinstance(width := sized.get("width"), int) and isinstance(height := sized.get("height"), int):
+        return width * height
+    if request.source_size is None:
         return None
-    factor = request.asked.get("scale_factor")
-    if not isinstance(factor, int | float):
-        rule = plan.offer.params.get("scale_factor")
-        factor = rule.default if rule is not None and isinstance(rule.default, int | float) else 1
-    return round(request.images[0].size.pixels * factor * factor) * images
+    rule = offer.params.get("scale_factor")
+    sent = payload.get(rule.to or "scale_factor", rule.default) if rule is not None else None
+    factor = _factor(sent, rule)
+    return round(request.source_size.pixels * factor * factor)
+
+
+def _factor(sent: object, rule: Rule | None) -> float:
+    """The factor that a sent value stands for: a number, or a text of the rule's table such as `2x`."""
+    if rule is not None and rule.table:
+        sent = next((float(ours) for ours, theirs in rule.table.items() if theirs == sent), sent)
+    return float(sent) if isinstance(sent, int | float) else 1.0

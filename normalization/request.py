@@ -19,6 +19,10 @@ MAX_IMAGES = 16
 """Source: OpenAI API reference, "Create image edit", `image`."""
 
 
+RESOLUTIONS: Mapping[str, int] = MappingProxyType({"1K": 1024, "2K": 2048, "4K": 4096})
+"""The longer edge in pixels that each `resolution` stands for."""
+
+
 class InvalidParameter(ValueError):
     """A parameter's value cannot be understood or is out of bounds for every model."""
 
@@ -90,6 +94,8 @@ class ImageRequest:
     """Each parameter that was sent, once, in the order sent. Names that `PARAMETERS` lacks keep their value as it came."""
     images: tuple[ImageInfo, ...] = ()
     mask: ImageInfo | None = None
+    sent_size: Size | None = None
+    """The size at which the first picture is sent, where an offer takes only smaller ones."""
 
     @property
     def n(self) -> int:
@@ -98,10 +104,28 @@ class ImageRequest:
         return value if isinstance(value, int) else 1
 
     @property
+    def shape(self) -> Ratio | None:
+        """The shape wanted, if one was named without a size."""
+        named = (self.asked.get(name) for name in ("size", "aspect_ratio"))
+        return next((value for value in named if isinstance(value, Ratio)), None)
+
+    @property
     def target(self) -> Size | None:
-        """The exact size wanted, if one was named."""
-        value = self.asked.get("size")
-        return value if isinstance(value, Size) else None
+        """The exact size wanted: named, or the resolution wanted in the shape wanted (else the first picture's own)."""
+        size = self.asked.get("size")
+        if isinstance(size, Size):
+            return size
+        edge = RESOLUTIONS.get(str(self.asked.get("resolution")))
+        if edge is None:
+            return None
+        width, height = self.shape or (self.images[0].size if self.images else (1, 1))
+        scale = edge / max(width, height)
+        return Size(max(1, round(width * scale)), max(1, round(height * scale)))
+
+    @property
+    def source_size(self) -> Size | None:
+        """The first picture's size as the provider sees it."""
+        return self.sent_size or (self.images[0].size if self.images else None)
 
     @property
     def fit(self) -> FitMode:
@@ -268,7 +292,7 @@ PARAMETERS: Mapping[str, Parameter] = MappingProxyType(
             Parameter("n", *_integer(1, 10)),
             Parameter("size", *_pattern(parse_size, "WIDTHxHEIGHT such as 1024x1024, WIDTH:HEIGHT such as 3:2, or auto", _SIZE)),
             Parameter("aspect_ratio", *_pattern(parse_size, "WIDTH:HEIGHT such as 3:2, or auto", rf"auto|{_RATIO}")),
-            Parameter("resolution", *_choice("1K", "2K", "4K", aliases={"1k": "1K", "2k": "2K", "4k": "4K"})),
+            Parameter("resolution", *_choice(*RESOLUTIONS, aliases={name.lower(): name for name in RESOLUTIONS})),
             Parameter("scale_factor", *_number(above=0, high=200)),
             Parameter("creativity", *_number()),
             Parameter("resemblance", *_number()),
@@ -292,6 +316,7 @@ PARAMETERS: Mapping[str, Parameter] = MappingProxyType(
                 *_pattern(str.lower, "a colour such as #ffffff", r"#[0-9a-fA-F]{6}"),
                 served="lies under the picture",
             ),
+            Parameter("mask_feather", *_number(0, 256), served="softens the edge of the mask, in pixels of the result"),
             Parameter("stream", *_boolean(), served="answered by the gateway"),
             Parameter("partial_images", *_integer(0, 3), served="answered by the gateway"),
         )

@@ -151,9 +151,8 @@ async def _make(work: Work, plan: Plan, attempt: OpenAttempt, by: Services) -> _
         ready = await asyncio.gather(*(finish(result, plan, work.request, work.originals, scratch, by) for result in raw))
         images = await asyncio.gather(*(store(picture, by) for picture in ready))
         usage = {index: done.usage for index, done in results.items()}
-        cost = price(
-            plan.offer.price, images=len(raw), seconds=_seconds(usage), output_pixels=sum(result.info.size.pixels for result in raw)
-        )
+        pixels = [result.info.size.pixels for result in raw]
+        cost = price(plan.offer.price, seconds=_seconds(usage), results=pixels)
         return _Made(tuple(images), cost, usage)
 
 

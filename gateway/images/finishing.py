@@ -12,7 +12,7 @@ from gateway.images.pixel_work import UnreadablePicture, finish_file, prepare_fi
 from gateway.images.scratch import Scratch
 from gateway.images.services import Services
 from normalization.pixels.encode import EdgeTooLong
-from normalization.pixels.formats import FORMATS, Format, ImageInfo
+from normalization.pixels.formats import FORMATS, Format, ImageInfo, Size
 from normalization.pixels.probe import InvalidImage, ProbeLimits, probe
 from normalization.plan import Composite, Fit, Plan, changes
 from normalization.request import ImageRef, ImageRequest
@@ -92,7 +92,9 @@ async def finish(
     finished = scratch.path()
     composites = [step for step in plan.steps if isinstance(step, Composite)]
     companions = {ref: originals[ref].path for step in composites for ref in (step.image, step.mask)}
-    pixels = result.info.size.pixels + max((step.size.pixels for step in plan.steps if isinstance(step, Fit)), default=0)
+    pixels = result.info.size.pixels + max(
+        (step.size.pixels for step in plan.steps if isinstance(step, Fit) and isinstance(step.size, Size)), default=0
+    )
     with by.metrics.conversion_seconds.labels("finish").time():
         try:
             work = by.pixels.run(finish_file, result.path, plan.steps, companions, finished, pixels=pixels, patient=True)

@@ -22,7 +22,7 @@ from PIL import WebPImagePlugin as WebPImagePlugin
 
 from normalization.pixels.apply import apply_steps
 from normalization.pixels.formats import ImageInfo
-from normalization.pixels.prepare import PREPARATIONS, clean
+from normalization.pixels.prepare import clean, prepared
 from normalization.pixels.probe import ProbeLimits, probe
 from normalization.plan import Step
 from normalization.request import ImageRef
@@ -66,7 +66,7 @@ def check_file(source: Path) -> ImageInfo:
 
 
 def prepare_file(source: Path, names: Sequence[str], target: Path) -> ImageInfo:
-    """Write `source` to `target` as PNG, cleaned and after the preparations `names` (of `PREPARATIONS`, in their order).
+    """Write `source` to `target` as PNG, cleaned and after the preparations `names`, in their order.
 
     Raises:
         InvalidImage: If the header is refused.
@@ -75,7 +75,7 @@ def prepare_file(source: Path, names: Sequence[str], target: Path) -> ImageInfo:
     """
     image = _cleaned(source)
     for name in names:
-        image = PREPARATIONS[name](image)
+        image = prepared(image, name)
     with _written(target) as out:
         image.save(out, format="PNG", compress_level=1)
     return _probed(target)

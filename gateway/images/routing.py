@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from enum import StrEnum
 
-from gateway.errors import BadRequest, ModelNotFound, OverBudget, Overloaded
+from gateway.errors import BadRequest, ModelNotFound, NoOffer, OverBudget
 from normalization.explain import receipt
 from normalization.offer import Model, Offer
-from normalization.pixels.formats import FORMATS, Format
+from normalization.pixels.formats import FORMATS, Format, Size
 from normalization.plan import Decision, Encode, Fit, Mode, Plan
 from normalization.planner import plan_request
 from normalization.pricing import Cost, money, quote
@@ -109,18 +109,18 @@ def weigh(
 
 def _within_reach(plan: Plan) -> Plan:
     """The plan, with the size refused where the gateway would have to make a picture larger than it or the format can hold."""
-    fitted = next((step for step in plan.steps if isinstance(step, Fit)), None)
+    fitted = next((step.size for step in plan.steps if isinstance(step, Fit) and isinstance(step.size, Size)), None)
     encode = next((step for step in plan.steps if isinstance(step, Encode)), None)
     if fitted is None or encode is None:
         return plan
     edge = FORMATS[encode.format].max_edge
     most = MAX_FITTED_AVIF_PIXELS if encode.format is Format.AVIF else MAX_FITTED_PIXELS
-    if fitted.size.pixels <= most and max(fitted.size) <= edge:
+    if fitted.pixels <= most and max(fitted) <= edge:
         return plan
     limits = f"{encode.format} is made with edges of at most {edge} pixels and {most} pixels in all"
 
     def refused(decision: Decision) -> Decision:
-        reason = f"{plan.offer.provider}: {decision.param} comes to {fitted.size}; {limits}"
+        reason = f"{plan.offer.provider}: {decision.param} comes to {fitted}; {limits}"
         return replace(decision, mode=Mode.UNSUPPORTED, sent={}, emulation=None, reason=reason, refused=True)
 
     asked = {decision.param for decision in plan.decisions}
@@ -140,7 +140,7 @@ def choose_route(candidates: Sequence[Candidate], controls: Controls) -> Route:
     Raises:
         BadRequest: No offer takes these values; or strictness was asked for and the best offer lacks a parameter.
         OverBudget: Every offer costs more than the caller allows.
-        Overloaded: Offers could serve it, but none can take work at the moment.
+        NoOffer: Offers could serve it, but none can be used as the gateway is set up.
     """
     route = order(candidates, controls)
     if not route.chosen:
@@ -197,14 +197,13 @@ def _affordable(candidate: Candidate, most: Decimal | None) -> bool:
     return most is None or (candidate.cost.usd is not None and candidate.cost.usd <= most)
 
 
-def _unservable(route: Route) -> BadRequest | Overloaded:
+def _unservable(route: Route) -> BadRequest | NoOffer:
     """The one error for a request that nobody can serve: the caller's fault where the plans say so, else ours."""
     plans = [candidate.plan for candidate in route.left_out]
     if any(not plan.refusals for plan in plans) or not plans:
         reasons = _lines(route.left_out, lambda candidate: candidate.reasons)
         words = f"No offer of this model can take work: {reasons}"
-        # what is missing is set up by the operator: asking again at once is no use
-        return Overloaded(words, code="no_offer_available", detail=reasons, should_retry=False)
+        return NoOffer(words, detail=reasons)
     missing = [name for name in plans[0].missing if all(name in plan.missing for plan in plans)]
     if missing:
         return BadRequest(f"`{missing[0]}` is required by this model.", param=missing[0], code="missing_required_parameter")

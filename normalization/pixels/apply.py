@@ -6,7 +6,8 @@ from typing import BinaryIO, assert_never
 from PIL import Image
 
 from normalization.pixels.encode import encode
-from normalization.pixels.fit import fit
+from normalization.pixels.fit import fit, shaped
+from normalization.pixels.formats import Size
 from normalization.pixels.mask import composite
 from normalization.plan import Composite, Encode, Fit, Step
 from normalization.request import ImageRef
@@ -38,7 +39,8 @@ def _done(image: Image.Image, step: Step | None, companions: Mapping[ImageRef, I
         case Composite():
             return composite(companions[step.image], image, companions[step.mask], step.feather_px)
         case Fit():
-            return fit(image, step.size, step.how, step.background)
+            size = step.size if isinstance(step.size, Size) else shaped(Size(*image.size), step.size, step.how)
+            return fit(image, size, step.how, step.background)
         case Encode() | None:
             raise ValueError("only the last step may be an encode")
         case _:

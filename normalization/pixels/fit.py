@@ -6,7 +6,7 @@ from PIL import Image
 
 from normalization.pixels.color import has_alpha
 from normalization.pixels.formats import Size
-from normalization.request import FitMode
+from normalization.request import FitMode, Ratio
 
 
 def fit(image: Image.Image, size: Size, how: FitMode, background: str | None = None) -> Image.Image:
@@ -63,3 +63,14 @@ def _padded(image: Image.Image, size: Size, background: str | None) -> Image.Ima
         canvas = Image.new("RGBA" if has_alpha(image) else "RGB", size, background)
     canvas.paste(image.convert(canvas.mode), place)
     return canvas
+
+
+def shaped(size: Size, ratio: Ratio, how: FitMode) -> Size:
+    """The size that a picture of `size` gets in the shape `ratio` at its own scale: cut for cover, enlarged by bars for pad."""
+    width, height = size
+    if width * ratio.height == height * ratio.width or how is FitMode.CONTAIN:
+        return size
+    wider = width * ratio.height > height * ratio.width
+    if wider is (how is FitMode.COVER):
+        return Size(max(1, round(height * ratio.width / ratio.height)), height)
+    return Size(width, max(1, round(width * ratio.height / ratio.width)))

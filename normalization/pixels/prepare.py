@@ -1,4 +1,4 @@
-"""What is done to a picture of the request before a provider sees it. `PREPARATIONS` has the names that `ImageRef.prepare` uses."""
+"""What is done to a picture of the request before a provider sees it, by the names that `ImageRef.prepare` uses."""
 
 from collections.abc import Callable
 from types import MappingProxyType
@@ -6,7 +6,10 @@ from types import MappingProxyType
 from PIL import Image, ImageChops
 
 from normalization.pixels.color import to_srgb
+from normalization.pixels.fit import fit
+from normalization.pixels.formats import Size
 from normalization.pixels.headers.exif import orientation
+from normalization.request import FitMode
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -55,3 +58,14 @@ def luminance_inverse(mask: Image.Image) -> Image.Image:
 PREPARATIONS: MappingProxyType[str, Callable[[Image.Image], Image.Image]] = MappingProxyType(
     {"clean": clean, "alpha_to_luminance": alpha_to_luminance, "luminance_inverse": luminance_inverse}
 )
+
+SHRINK = "shrink-"
+"""Followed by `WxH`: the size to bring the picture to."""
+
+
+def prepared(image: Image.Image, name: str) -> Image.Image:
+    """One preparation of a cleaned picture: of `PREPARATIONS`, or `shrink-WxH`."""
+    if name.startswith(SHRINK):
+        width, height = name.removeprefix(SHRINK).split("x")
+        return fit(image, Size(int(width), int(height)), FitMode.COVER)
+    return PREPARATIONS[name](image)

@@ -49,7 +49,7 @@ def decided(plan: Plan, param: str) -> Decision:
         pytest.param({"n": 2}, "n", Mode.RENAMED, {"num_images": 2}, id="renamed"),
         pytest.param({"n": 6}, "n", Mode.EMULATED, {"num_images": [4, 2]}, id="beyond the native maximum"),
         pytest.param({"size": "1920x1080"}, "size", Mode.CONVERTED, {"aspect_ratio": "16:9"}, id="converted"),
-        pytest.param({"size": "3:4"}, "size", Mode.UNSUPPORTED, {}, id="a shape without a size is not fitted"),
+        pytest.param({"size": "3:4"}, "size", Mode.CONVERTED, {"aspect_ratio": "3:4"}, id="a shape without a size"),
         pytest.param({"size": "auto"}, "size", Mode.PASSTHROUGH, {}, id="auto is left to the model"),
         pytest.param({"output_format": "jpeg"}, "output_format", Mode.PASSTHROUGH, {"output_format": "jpeg"}, id="native format"),
         pytest.param({"output_format": "webp"}, "output_format", Mode.EMULATED, {}, id="format by encoding"),
