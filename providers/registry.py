@@ -31,4 +31,5 @@ def _local(ground: Ground) -> CogProvider:
 
 PROVIDERS: Mapping[str, Build] = MappingProxyType({"local": _local})
 
-PROVIDER_NAMES = tuple(PROVIDERS)
+PROVIDER_NAMES = ("fal", "replicate", *PROVIDERS)
+"""All that the catalog may name; those that this release cannot build are never eligible, and say so."""

@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from normalization.converters import CONVERTERS
 from normalization.emulations import EMULATIONS, ENCODE
-from normalization.offer import Model, Offer, Price, PriceUnit, Rule, ValueType, Verb
+from normalization.offer import Model, Offer, Output, Price, PriceUnit, Rule, ValueType, Verb
 from normalization.pixels.formats import Format
 from normalization.request import PARAMETERS, RequestMode
 from providers.registry import PROVIDER_NAMES
@@ -146,6 +146,9 @@ class _RuleTable(_File):
     default: Any = None
     required: bool = False
     formats: tuple[Format, ...] = ()
+    max_pixels: int | None = Field(None, gt=0)
+    max_edge: int | None = Field(None, gt=0)
+    uncertain: str | None = None
     emulate: str | None = None
 
     @model_validator(mode="after")
@@ -180,6 +183,9 @@ class _RuleTable(_File):
             default=self.default,
             required=self.required,
             formats=tuple(str(format_) for format_ in self.formats),
+            max_pixels=self.max_pixels,
+            max_edge=self.max_edge,
+            uncertain=self.uncertain,
             emulate=self.emulate,
         )
 
@@ -188,9 +194,11 @@ class _PriceTable(_File):
     per_image: Decimal | None = Field(None, ge=0)
     per_second: Decimal | None = Field(None, ge=0)
     per_output_megapixel: Decimal | None = Field(None, ge=0)
+    tiers: tuple[tuple[Decimal, Decimal], ...] | None = None
     local: Literal[True] | None = None
     unknown: str | None = None
     typical_s: Decimal | None = Field(None, gt=0)
+    round_up: bool = False
 
     @model_validator(mode="before")
     @classmethod
@@ -199,25 +207,37 @@ class _PriceTable(_File):
             raise ValueError('amounts are text, so that they are exact: per_image = "0.04"')
         return raw  # pyright: ignore[reportUnknownVariableType] -- the same untyped table
 
+    @model_validator(mode="after")
+    def _one_unit(self) -> "_PriceTable":
+        units = (self.per_image, self.per_second, self.per_output_megapixel, self.tiers, self.local, self.unknown)
+        if sum(unit is not None for unit in units) != 1:
+            raise ValueError('one of per_image, per_second, per_output_megapixel, tiers, local = true, or unknown = "why"')
+        if self.tiers is not None and list(self.tiers) != sorted(self.tiers):
+            raise ValueError('tiers ascend: [["24", "0.08"], ["48", "0.16"]], megapixels and dollars')
+        return self
+
     def price(self) -> Price:
         priced = {
             PriceUnit.IMAGE: self.per_image,
             PriceUnit.SECOND: self.per_second,
             PriceUnit.OUTPUT_MEGAPIXEL: self.per_output_megapixel,
+            PriceUnit.LOCAL_SECOND: Decimal(0) if self.local else None,
         }
         for unit, usd in priced.items():
             if usd is not None:
-                return Price(unit, usd, typical_s=self.typical_s)
-        if self.local:
-            return Price(PriceUnit.LOCAL_SECOND, Decimal(0), typical_s=self.typical_s)
+                return Price(unit, usd, typical_s=self.typical_s, round_up=self.round_up)
+        if self.tiers is not None:
+            return Price(PriceUnit.TIER, tiers=self.tiers)
         return Price(PriceUnit.UNKNOWN, why=self.unknown)
 
-    @model_validator(mode="after")
-    def _one_unit(self) -> "_PriceTable":
-        units = (self.per_image, self.per_second, self.per_output_megapixel, self.local, self.unknown)
-        if sum(unit is not None for unit in units) != 1:
-            raise ValueError('one of per_image, per_second, per_output_megapixel, local = true, or unknown = "why"')
-        return self
+
+class _OutputTable(_File):
+    field: str = "images"
+    format: Format | None = None
+    pixels: int | None = Field(None, gt=0)
+
+    def output(self) -> Output:
+        return Output(self.field, self.format, self.pixels)
 
 
 class _OfferTable(_File):
@@ -227,6 +247,7 @@ class _OfferTable(_File):
     checked: date
     price: _PriceTable
     params: dict[str, Annotated[_RuleTable, BeforeValidator(_spelled_out)]]
+    output: _OutputTable = _OutputTable()
     master: dict[str, Any] = {}
     fixed: dict[str, Any] = {}
     uncertain: str | None = None
@@ -243,6 +264,7 @@ class _OfferTable(_File):
             endpoint=self.endpoint,
             params=MappingProxyType({name: rule.rule() for name, rule in self.params.items()}),
             price=self.price.price(),
+            output=self.output.output(),
             source=self.source,
             checked=self.checked,
             master=self.master,
