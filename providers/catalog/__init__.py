@@ -237,7 +237,7 @@ class _OutputTable(_File):
     pixels: int | None = Field(None, gt=0)
 
     def output(self) -> Output:
-        return Output(self.field, self.format, self.pixels)
+        return Output(field=self.field, format=self.format, pixels=self.pixels)
 
 
 class _OfferTable(_File):
