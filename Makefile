@@ -67,7 +67,7 @@ LOCK = UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --uni
 	--generate-hashes --no-emit-index-url --no-emit-find-links $(ARGS)
 lock: $(BIN)/uv ## resolve pyproject.toml into requirements/*.txt anew
 	$(LOCK) pyproject.toml --extra postgres -o requirements/runtime.txt
-	$(LOCK) pyproject.toml --extra postgres --group dev -c requirements/runtime.txt -o requirements/dev.txt
+	$(LOCK) pyproject.toml --extra postgres --extra heic --group dev -c requirements/runtime.txt -o requirements/dev.txt
 	printf 'hatchling\neditables\n' | $(LOCK) - -c requirements/dev.txt -o requirements/build.txt
 
 clean: ## remove .venv and everything else that was made here; var/, with its database and keys, stays

@@ -146,7 +146,7 @@ class _RuleTable(_File):
     default: Any = None
     required: bool = False
     formats: tuple[Format, ...] = ()
-    max_pixels: int | None = Field(None, gt=0)
+    max_pixels: int | None = Field(default=None, gt=0)
     max_edge: int | None = Field(None, gt=0)
     uncertain: str | None = None
     emulate: str | None = None
@@ -234,7 +234,7 @@ class _PriceTable(_File):
 class _OutputTable(_File):
     field: str = "images"
     format: Format | None = None
-    pixels: int | None = Field(None, gt=0)
+    pixels: int | None = Field(default=None, gt=0)
 
     def output(self) -> Output:
         return Output(field=self.field, format=self.format, pixels=self.pixels)
