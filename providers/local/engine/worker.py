@@ -9,6 +9,7 @@ SIGUSR1 asks that the present task stop. The end of stdin ends the process; SIGI
 service manager sends them to the whole group, and the server wants to drain.
 """
 
+import contextlib
 import json
 import os
 import resource
@@ -36,10 +37,11 @@ def main() -> None:
     model = MODELS[sys.argv[1]]()
     model.setup()
     watch = _Watch(lambda message: _send(replies, message))
-    _send(replies, {"ready": True})
-    for line in sys.stdin.buffer:
-        watch.begin()
-        _send(replies, _run(model, json.loads(line), watch))
+    with contextlib.suppress(BrokenPipeError):  # the server is gone, and nobody wants to hear of it
+        _send(replies, {"ready": True})
+        for line in sys.stdin.buffer:
+            watch.begin()
+            _send(replies, _run(model, json.loads(line), watch))
 
 
 class _Watch:

@@ -110,9 +110,10 @@ SLOW: dict[str, object] = {"image": png(1200, 1200), "scale_factor": 8}
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
-    """One for all tests that leave it as it was."""
+    """One for all tests that leave it as it was. Nothing that they do makes it complain."""
     with backend(tmp_path_factory.mktemp("backend")) as running:
         yield running
+        assert running.errors.read_text() == ""
 
 
 @pytest.fixture
@@ -380,7 +381,7 @@ def test_end_of_stdin_ends_it(busy: bool, tmp_path: Path):
         workers = own.workers()
         assert own.process.stdin
         own.process.stdin.close()
-        assert own.process.wait(5) == 0
+        assert own.process.wait(LONG) == 0
         assert own.files() == []
         until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
 
@@ -394,6 +395,7 @@ def test_workers_outlive_no_killed_server(tmp_path: Path):
         own.process.kill()
         own.process.wait()
         until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
+        assert own.errors.read_text() == ""
 
 
 def test_shutdown_ends_it(tmp_path: Path):
