@@ -31,9 +31,10 @@ def _choice(headers: Mapping[str, str], name: str, kind: type[_Choice], default:
     text = headers.get(name, "").strip().lower()
     if not text:
         return default
-    if text not in kind:
-        raise BadRequest(f"{name} is one of {', '.join(kind)}.", param=name)
-    return kind(text)
+    try:
+        return kind(text)
+    except ValueError as error:
+        raise BadRequest(f"{name} is one of {', '.join(kind)}.", param=name) from error
 
 
 def _order(text: str) -> tuple[str, ...]:

@@ -105,6 +105,8 @@ async def run_request(work: Work, by: Services) -> ImageResult:
         await _record(result, by)
     except Exception as error:
         failure = _ours(error)
+        if failure is not error:
+            by.log.exception("job.crashed", job=work.job.id)  # perhaps nobody waits for the answer
         await by.journal.fail_job(work.job, failure)
         raise failure from error
     return result
