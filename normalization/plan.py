@@ -82,6 +82,8 @@ class Encode:
     """OpenAI's `output_compression`, 0..100; None is the gateway's default for the format."""
     background: str | None = None
     """`#rrggbb` under transparent pixels; needed for formats without alpha, and for `background=opaque`."""
+    keep: ImageRef | None = None
+    """The picture of the request whose EXIF travels along (`metadata=keep`), upright and without previews; None: no metadata."""
 
 
 Step = Composite | Fit | Encode
@@ -102,7 +104,8 @@ def _changes(step: Step, info: ImageInfo) -> bool:
                 return info.size.width * step.size.height != info.size.height * step.size.width
             return step.size != info.size
         case Encode():
-            return step.format is not info.format or step.compression is not None or (step.background is not None and info.alpha)
+            asked = step.compression is not None or step.keep is not None
+            return step.format is not info.format or asked or (step.background is not None and info.alpha)
 
 
 @dataclass(frozen=True, slots=True)
