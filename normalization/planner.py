@@ -91,7 +91,7 @@ def _decide(
     if parameter is not None and parameter.served is not None:
         return _Outcome(Decision(name, Mode.EMULATED, asked, emulation=parameter.served), {})
     rule = offer.params.get(name) or _rule_by_field(name, offer)
-    if value in ("auto", "") and not (rule is not None and value in rule.choices):
+    if value in ("auto", "") and (name in PARAMETERS or name in known) and not (rule is not None and value in rule.choices):
         return _Outcome(Decision(name, Mode.PASSTHROUGH, asked, emulation="left to the model"), {})
     if rule is None:
         return _without_rule(name, value, asked, offer, known)
@@ -148,7 +148,7 @@ def _unsupported(name: str, asked: Json, refused: Refused, offer: Offer) -> _Out
 
 def _without_rule(name: str, value: Value, asked: Json, offer: Offer, known: frozenset[str]) -> _Outcome:
     """Unknown to everyone: sent as it is. Known elsewhere: unsupported here."""
-    if isinstance(value, ImageRef | tuple):
+    if isinstance(value, ImageRef) or (isinstance(value, tuple) and not isinstance(value, Size | Ratio)):
         # Leaving out a picture or a mask would change what is done, not how: never dropped.
         return _unsupported(name, asked, Refused("is not taken"), offer)
     if name in PARAMETERS or name in known:
@@ -333,6 +333,10 @@ def coerce(value: Value, kind: ValueType) -> Json:
 
 def guess(value: Value) -> Json:
     """The value of a parameter whose type nobody declares: text that reads as a number, a boolean or JSON becomes that."""
+    if isinstance(value, list):
+        return [guess(item) for item in value]
+    if isinstance(value, dict):
+        return {key: guess(item) for key, item in value.items()}
     if not isinstance(value, Text):
         return _plain(value)
     for reading in (as_boolean if value.strip().lower() in ("true", "false") else as_number, _structure):
@@ -365,4 +369,15 @@ def shown(value: Value | Iterable[ImageRef], request: ImageRequest) -> Json:
     if isinstance(value, tuple):
         several = [shown(item, request) for item in value if isinstance(item, ImageRef)]
         return several[0] if len(several) == 1 else several
-    return str(value) if isinstance(value, Text) else value  # pyright: ignore[reportReturnType] -- only JSON is left
+    return _without_marks(value)  # pyright: ignore[reportArgumentType] -- only JSON is left
+
+
+def _without_marks(value: Json) -> Json:
+    """JSON whose texts are plain: that one came from a form is of no interest to who reads it."""
+    if isinstance(value, Text):
+        return str(value)
+    if isinstance(value, list):
+        return [_without_marks(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _without_marks(item) for key, item in value.items()}
+    return value
