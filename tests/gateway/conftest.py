@@ -37,7 +37,7 @@ def picture(width: int = 6, height: int = 4, kind: str = "PNG", mode: str = "RGB
     return out.getvalue()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Live:
     """A gateway that is serving, and what stands around it."""
 
@@ -50,6 +50,9 @@ class Live:
     backend: StandIn
     logged: list[Mapping[str, Any]]
     """Every event of the log."""
+
+    def __repr__(self) -> str:
+        return f"Live({self.url})"
 
     async def edit(
         self,
