@@ -11,14 +11,10 @@ from uuid import uuid4
 from litestar import Litestar
 from litestar.di import Provide
 from litestar.middleware import DefineMiddleware
-from litestar.openapi import OpenAPIConfig
-from litestar.openapi.plugins import JsonRenderPlugin, ScalarRenderPlugin
-from litestar.openapi.spec import Components, SecurityScheme
 from litestar.types import ASGIApp
 from prometheus_client import CollectorRegistry
 from structlog.typing import FilteringBoundLogger
 
-from gateway import __version__
 from gateway.api.assets import asset_route
 from gateway.api.auth import Authentication
 from gateway.api.body import DrainedBody
@@ -27,7 +23,9 @@ from gateway.api.images import Links, images_router
 from gateway.api.jobs import jobs_router
 from gateway.api.measured import Measured
 from gateway.api.models import models_router
+from gateway.api.openapi import openapi_config, openapi_document
 from gateway.api.rendering import RequestId, error_handlers
+from gateway.assets.retention import Retention
 from gateway.assets.store import AssetStore, open_store
 from gateway.backend import BundledBackend
 from gateway.db.engine import Database
@@ -47,6 +45,8 @@ from providers import http
 from providers.catalog import Catalog, load_catalog
 from providers.local.cog import BackendState, CogProvider, LocalBackend
 from providers.spool import Spool
+
+RETENTION_EVERY_S = 60.0
 
 BUNDLED = "bundled"
 """The name of the backend that comes with the gateway."""
@@ -110,7 +110,11 @@ async def open_gateway(
             await pixels.warm()
             jobs = Jobs(metrics.jobs_in_flight.set)
             metrics.queue_depth.labels("pixels").set_function(lambda: pixels.waiting)
-            async with _repeated(journal.recover, HEARTBEAT.total_seconds(), log):
+            await journal.recover()
+            async with (
+                _repeated(journal.recover, HEARTBEAT.total_seconds(), log),
+                _repeated(Retention(db, store, now).remove_expired, RETENTION_EVERY_S, log),
+            ):
                 try:
                     yield Gateway(
                         settings=settings,
@@ -162,7 +166,14 @@ def create_app(
         return await gateway().tenants.authenticate(key)
 
     app = Litestar(
-        route_handlers=[images_router, jobs_router, models_router, health_router, asset_route(store, secret, time.time)],
+        route_handlers=[
+            images_router,
+            jobs_router,
+            models_router,
+            health_router,
+            openapi_document,
+            asset_route(store, secret, time.time),
+        ],
         lifespan=[lifespan],
         middleware=[DefineMiddleware(Authentication, authenticate=authenticate)],
         exception_handlers=error_handlers(log),
@@ -174,7 +185,7 @@ def create_app(
             "readiness": Provide(lambda: gateway().readiness, sync_to_thread=False),
             "metrics": Provide(lambda: metrics, sync_to_thread=False),
         },
-        openapi_config=_openapi(),
+        openapi_config=openapi_config(),
         request_max_body_size=None,  # counted while it is read, by what reads it
         logging_config=None,
     )
@@ -238,7 +249,7 @@ def _readiness(db: Database, store: AssetStore, jobs: Jobs) -> Readiness:
 
 @asynccontextmanager
 async def _repeated(work: Callable[[], Awaitable[object]], every_s: float, log: FilteringBoundLogger) -> AsyncGenerator[None]:
-    """Do something now, and again and again meanwhile."""
+    """Do something again and again meanwhile."""
 
     async def go_on() -> None:
         while True:
@@ -248,7 +259,6 @@ async def _repeated(work: Callable[[], Awaitable[object]], every_s: float, log: 
             except Exception:  # the top of a loop: whatever happened, the next turn may do better
                 log.exception("gateway.heartbeat_failed")
 
-    await work()
     task = asyncio.create_task(go_on())
     try:
         yield
@@ -256,16 +266,3 @@ async def _repeated(work: Callable[[], Awaitable[object]], every_s: float, log: 
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
-
-
-def _openapi() -> OpenAPIConfig:
-    return OpenAPIConfig(
-        title="Image Gateway",
-        version=__version__,
-        description="OpenAI's images API in front of fal, Replicate and your own machine.",
-        path="/",
-        render_plugins=[JsonRenderPlugin(path="/openapi.json"), ScalarRenderPlugin(path="/docs")],
-        components=Components(security_schemes={"key": SecurityScheme(type="http", scheme="bearer")}),
-        security=[{"key": []}],
-        use_handler_docstrings=True,
-    )

@@ -86,7 +86,7 @@ def keys() -> None:
 @CONFIG
 @click.option("--tenant", required=True, help="Made if it is new.")
 @click.option("--name", default="default", show_default=True)
-@click.option("--budget-usd", help="The most that may be billed to this key.")
+@click.option("--budget-usd", help="Recorded with the key; not enforced yet.")
 @click.option("--json", "as_json", is_flag=True)
 def create_key(config: Path | None, tenant: str, name: str, budget_usd: str | None, *, as_json: bool) -> None:
     """Make a key and print its secret, this once."""

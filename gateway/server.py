@@ -77,6 +77,7 @@ def run_development(settings: Settings, host: str, port: int) -> None:
 
 def worker_app() -> ASGIApp:
     """The application of one of several worker processes."""
+    os.umask(0o077)
     config = os.environ.get(_CONFIG_VARIABLE)
     settings = read_settings(Path(config) if config else None)
     configure_logging(settings.log.level, settings.log.format)
@@ -98,6 +99,7 @@ class _Server(uvicorn.Server):
 
 
 def _serve(settings: Settings, host: str, port: int, on_ready: OnReady) -> None:
+    os.umask(0o077)  # pictures, database and keys are for the gateway's own user
     listener = _listen(host, port)
     shown = "127.0.0.1" if host in ("0.0.0.0", "::", "localhost") else host  # noqa: S104 -- only compared
     address = f"http://{f'[{shown}]' if ':' in shown else shown}:{listener.getsockname()[1]}"

@@ -11,6 +11,7 @@ import msgspec
 from litestar import Request, Response, Router, post
 from litestar.datastructures import State
 from litestar.di import NamedDependency
+from litestar.openapi.datastructures import ResponseSpec
 
 from gateway.api.answer import Delivered, EmbeddedPicture, LinkedPicture, image_answer
 from gateway.api.auth import caller_of
@@ -18,7 +19,9 @@ from gateway.api.body import ClientGone
 from gateway.api.controls import read_controls
 from gateway.api.image_form import ImageForm, read_image_form
 from gateway.api.multipart import MIB, FormLimits
+from gateway.api.openapi import EditOperation
 from gateway.api.rendering import request_id_of
+from gateway.api.wire import ImagesResponse
 from gateway.assets.links import sign_link
 from gateway.errors import BadRequest
 from gateway.images.execution import Work
@@ -60,6 +63,8 @@ class Links:
     status_code=200,
     summary="Edit or upscale pictures",
     operation_id="create_image_edit",
+    operation_class=EditOperation,
+    responses={200: ResponseSpec(ImagesResponse, description="The pictures and the receipt.")},
     tags=["images"],
 )
 async def edit_images(

@@ -318,7 +318,7 @@ def _facts(prediction: Prediction) -> dict[str, Any]:
         "id": prediction.id,
         "status": prediction.status,
         "progress": prediction.progress,
-        "logs": "",
+        "logs": prediction.logs,
         "metrics": {} if prediction.seconds is None else {"predict_time": prediction.seconds},
         "created_at": prediction.created_at,
         "started_at": prediction.started_at,

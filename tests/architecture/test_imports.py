@@ -21,6 +21,7 @@ TABLES = (
     "gateway.db",
     "gateway.tenants.service",
     "gateway.images.journal",
+    "gateway.assets.retention",
     "gateway.images.records",
     "gateway.jobs.service",
     "migrations",

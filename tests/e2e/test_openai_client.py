@@ -204,10 +204,12 @@ async def test_receipt_has_one_entry_for_each_parameter(edit: Edit):
     assert {*sent, "image", "sharpen"} <= set(decided)
 
 
-async def test_parameter_that_nobody_knows_is_not_lost(edit: Edit):
-    """It goes to the backend as it is, and the bundled one says that it has no such input."""
-    with pytest.raises(openai.BadRequestError, match="nobody_knows"):
-        await edit(extra_body={"nobody_knows": "this"})
+async def test_parameter_that_nobody_knows_goes_upstream(edit: Edit):
+    """It is sent as it is, typed by its look, and the receipt says that no catalog entry knows it."""
+    response = await edit(extra_body={"nobody_knows": 1.5})
+
+    (entry,) = [entry for entry in extra(response, "metadata")["normalization"] if entry["param"] == "nobody_knows"]
+    assert (entry["mode"], entry["known"], entry["sent"]) == ("passthrough", False, {"nobody_knows": 1.5})
 
 
 async def test_answer_names_its_request_and_what_it_cost(edit: Edit):

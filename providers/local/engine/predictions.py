@@ -43,6 +43,8 @@ class Prediction:
 
     id: str
     created_at: datetime
+    logs: str = ""
+    """For people: what there is to say about the inputs."""
     status: Status = Status.STARTING
     progress: float = 0.0
     output: Path | None = None
@@ -131,7 +133,7 @@ class Predictions:
         """Begin a prediction; the task's files are removed when it has ended. Raises `AtCapacity`."""
         if self.is_full:
             raise AtCapacity
-        prediction = Prediction(id_, datetime.now(UTC))
+        prediction = Prediction(id_, datetime.now(UTC), _remarks(task))
         output = self._spool.path(".png")
         running = asyncio.create_task(self._run(prediction, task, output))
         # As a callback, this happens even to a task that is cancelled before it has begun.
@@ -195,3 +197,7 @@ class Predictions:
 def new_id() -> str:
     """An id for a prediction that came without one."""
     return uuid4().hex
+
+
+def _remarks(task: Task) -> str:
+    return f"ignored, because this model has no such input: {', '.join(task.ignored)}\n" if task.ignored else ""

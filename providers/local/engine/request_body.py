@@ -11,7 +11,7 @@ import msgspec
 import pybase64
 
 from providers.local.engine.model import InputField, InputType, Value
-from providers.local.engine.schema import Problem, check_value, missing_and_unknown, problem_with, with_defaults
+from providers.local.engine.schema import Problem, check_value, missing, problem_with, with_defaults
 from providers.spool import Spool
 
 _BASE64_PIECE = 1 << 20
@@ -43,6 +43,8 @@ class Task:
     id: str | None
     """The id in the body, if there is one."""
     inputs: Mapping[str, Value]
+    ignored: tuple[str, ...] = ()
+    """Inputs that were given and that the model does not have. Cog drops them in silence; here the logs name them."""
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -71,13 +73,13 @@ def read_task(body: IO[bytes], fields: tuple[InputField, ...], spool: Spool) -> 
 
     Raises:
         BodyMalformed: If it is not a JSON object.
-        InputInvalid: If an input is missing, unknown, or not what the model takes.
+        InputInvalid: If an input is missing, or not what the model takes.
         OSError: If the disk is full.
     """
     top = _parsed(body)
     _refuse_unknown(top)
     given = {name: raw for name, raw in _object(top, "input").items() if not _is_null(raw) or _is_required(fields, name)}
-    problems = missing_and_unknown(fields, given)
+    problems = missing(fields, given)
     values: dict[str, Value] = {}
     files: list[Path] = []
     try:
@@ -91,7 +93,8 @@ def read_task(body: IO[bytes], fields: tuple[InputField, ...], spool: Spool) -> 
         for path in files:
             path.unlink(missing_ok=True)
         raise
-    return Task(_id(top), with_defaults(fields, values))
+    ignored = tuple(sorted(set(given) - {field.name for field in fields}))
+    return Task(_id(top), with_defaults(fields, values), ignored)
 
 
 def _parsed(body: IO[bytes]) -> dict[str, msgspec.Raw]:

@@ -47,18 +47,9 @@ def check_value(field: InputField, value: object) -> Problem | None:
     return None
 
 
-def missing_and_unknown(fields: tuple[InputField, ...], given: Mapping[str, object]) -> list[Problem]:
-    """Inputs that are required but not given, and inputs that do not exist."""
-    known = {field.name for field in fields}
-    missing = [
-        problem_with(field.name, "Field required", "missing") for field in fields if field.required and field.name not in given
-    ]
-    unknown = [
-        problem_with(name, f"Unknown input; this model takes {', '.join(sorted(known))}", "extra_forbidden")
-        for name in given
-        if name not in known
-    ]
-    return missing + unknown
+def missing(fields: tuple[InputField, ...], given: Mapping[str, object]) -> list[Problem]:
+    """Inputs that are required but not given."""
+    return [problem_with(field.name, "Field required", "missing") for field in fields if field.required and field.name not in given]
 
 
 def with_defaults(fields: tuple[InputField, ...], given: Mapping[str, Value]) -> dict[str, Value]:
@@ -103,7 +94,6 @@ def _schemas(model: BackendModel) -> dict[str, Any]:
         "Input": {
             "title": "Input",
             "type": "object",
-            "additionalProperties": False,
             "properties": {field.name: _property(field, order) for order, field in enumerate(model.inputs)},
             "required": [field.name for field in model.inputs if field.required],
         },

@@ -251,15 +251,21 @@ def test_too_large_a_result_is_refused_before_work(shared: Backend):
         ({"image": "https://example.com/a.png"}, "image"),
         ({"image": png(), "scale_factor": 9}, "scale_factor"),
         ({"image": png(), "scale_factor": "2"}, "scale_factor"),
-        ({"image": png(), "creativity": 0.3}, "creativity"),
     ],
 )
 def test_wrong_input_is_refused(inputs: dict[str, object], place: str, shared: Backend):
-    """A refusal has Cog's shape and names the input; unknown inputs are refused too."""
+    """A refusal has Cog's shape and names the input."""
     answer = shared.http.post("/predictions", json={"input": inputs})
     assert answer.status_code == 422
     assert [problem["loc"] for problem in answer.json()["detail"]] == [["body", "input", place]]
     assert all(problem.keys() == {"loc", "msg", "type"} for problem in answer.json()["detail"])
+
+
+def test_unknown_input_is_ignored_but_not_in_silence(shared: Backend):
+    """As with Cog, an input that the model does not have changes nothing; here the logs say so."""
+    answer = shared.http.post("/predictions", json={"input": {"image": png(), "creativity": 0.3, "zoom": 1}})
+    assert (answer.status_code, answer.json()["status"]) == (200, "succeeded")
+    assert answer.json()["logs"] == "ignored, because this model has no such input: creativity, zoom\n"
 
 
 def test_ids_must_agree(shared: Backend):
