@@ -42,7 +42,7 @@ from gateway.tenants.service import Caller, Tenants
 from gateway.times import now
 from normalization.offer import Offer
 from providers import http
-from providers.catalog import Catalog, load_catalog
+from providers.catalog import Catalog, Shelf, load_catalog
 from providers.local.cog import BackendState, CogProvider, LocalBackend
 from providers.spool import Spool
 
@@ -81,7 +81,7 @@ async def open_gateway(
     Raises:
         DatabaseUnusable, CatalogError, BackendFailed: What keeps a gateway from starting.
     """
-    catalog = load_catalog(settings.catalog.folder, settings.local.usd_per_second)
+    shelf = Shelf(lambda: load_catalog(settings.catalog.folder, settings.local.usd_per_second))
     await asyncio.to_thread(ensure_schema, settings.database_url)
     db = Database(settings.database_url)
     spool = Spool()
@@ -89,13 +89,13 @@ async def open_gateway(
         async with (
             http.create_client(guard=http.AddressGuard(settings.fetch.allow_hosts)) as outside,
             http.create_client(guard=None) as own,
-            _local(settings, catalog, own, spool, log, metrics) as local,
+            _local(settings, shelf.catalog, own, spool, log, metrics) as local,
         ):
             journal = Journal(db, now, f"boot_{uuid4().hex}")
             pixels = _pixel_pool(settings)
             services = Services(
                 settings=settings,
-                catalog=catalog,
+                shelf=shelf,
                 providers={local.name: local},
                 unavailable=lambda offer: _unavailable(offer, local),
                 journal=journal,

@@ -21,7 +21,7 @@ from gateway.app import BUNDLED, Gateway, create_app
 from gateway.backend import BundledBackend
 from gateway.observe.log import configure_logging
 from gateway.settings import VAR, Settings, SettingsError, read_settings
-from providers.catalog import load_catalog
+from providers.catalog import CatalogError, load_catalog
 
 EXAMPLE = Path("examples") / "harbour.jpg"
 
@@ -106,6 +106,7 @@ def _serve(settings: Settings, host: str, port: int, on_ready: OnReady) -> None:
 
     async def ready(gateway: Gateway) -> None:
         server.on_stop = gateway.jobs.close_door
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload_catalog, gateway)
         await on_ready(gateway, address)
 
     app = create_app(settings, structlog.get_logger(), on_ready=ready)
@@ -117,6 +118,15 @@ def _serve(settings: Settings, host: str, port: int, on_ready: OnReady) -> None:
         server.run([listener])
     if not server.started:
         raise SettingsError("the gateway did not start; the reason is above")
+
+
+def _reload_catalog(gateway: Gateway) -> None:
+    """Read the model files again; if one cannot be used, keep what there is and say so."""
+    log = gateway.services.log
+    try:
+        log.info("catalog.reloaded", models=len(gateway.services.shelf.reload().models))
+    except (CatalogError, OSError) as error:
+        log.error("catalog.kept", reason=str(error))
 
 
 def _ignored(_signal: int, _frame: FrameType | None) -> None:

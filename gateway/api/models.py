@@ -1,14 +1,19 @@
 """`GET /v1/models`: what can be asked for, in OpenAI's shape, and each model's parameters for every offer."""
 
+from typing import Annotated, Any
 from urllib.parse import unquote
 
+import msgspec
 from litestar import Router, get
 from litestar.di import NamedDependency
-from litestar.params import FromPath
+from litestar.params import FromPath, QueryParameter
 
 from gateway.api.wire import Model, ModelList
 from gateway.images.routing import find_model
 from normalization.offer import Model as CatalogModel
+from normalization.offer import Offer
+from normalization.pricing import money
+from normalization.schema import parameter_schema
 from providers.catalog import Catalog
 
 
@@ -19,11 +24,36 @@ async def list_models(catalog: NamedDependency[Catalog]) -> ModelList:
 
 
 @get("/models/{model_id:path}", summary="Show one model", operation_id="retrieve_model")
-async def show_model(model_id: FromPath[str], catalog: NamedDependency[Catalog]) -> Model:
+async def show_model(
+    model_id: FromPath[str],
+    catalog: NamedDependency[Catalog],
+    with_schema: Annotated[bool, QueryParameter(name="schema", description="Add each offer's parameters, typed.")] = False,
+) -> dict[str, Any]:
     """One model. Ids with a slash are taken as they are and percent-encoded."""
     name = unquote(model_id.lstrip("/"))
-    model, _ = find_model(name, catalog, param="model")
-    return _on_the_wire(model, name)
+    model, offers = find_model(name, catalog, param="model")
+    shown = msgspec.to_builtins(_on_the_wire(model, name))
+    return shown | _described(model, offers) if with_schema else shown
+
+
+def _described(model: CatalogModel, offers: tuple[Offer, ...]) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "description": model.description,
+        "modes": [mode.value for mode in model.modes],
+        "offers": [
+            {
+                "provider": offer.provider,
+                "endpoint": offer.endpoint,
+                "price": {"per": offer.price.unit.value, "usd": money(offer.price.usd), "unknown": offer.price.why},
+                "source": offer.source,
+                "checked": offer.checked.isoformat(),
+                "uncertain": offer.uncertain,
+                "parameters": parameter_schema(offer),
+            }
+            for offer in offers
+        ],
+    }
 
 
 def _on_the_wire(model: CatalogModel, name: str | None = None) -> Model:

@@ -91,7 +91,15 @@ def plan_route(request: ImageRequest, controls: Controls, by: Services) -> Route
         raise BadRequest(f"The model `{model.id}` makes pictures from text; it does not edit.", param="model")
     allow_unpriced = by.settings.routing.allow_unpriced
     candidates = weigh(request, offers, by.catalog.parameters, by.unavailable, allow_unpriced=allow_unpriced)
-    return order(candidates, controls) if controls.dry_run else choose_route(candidates, controls)
+    if controls.dry_run:
+        return order(candidates, controls)
+    try:
+        return choose_route(candidates, controls)
+    except BadRequest as error:
+        able = by.catalog.taking(len(request.images))
+        if error.param == "image" and len(request.images) > 1 and able:
+            raise BadRequest(f"{error.message}. Models that take as many: {', '.join(able)}.", param="image") from error
+        raise
 
 
 async def run_request(work: Work, by: Services) -> ImageResult:

@@ -12,10 +12,11 @@ from gateway.images.pixel_pool import PixelPool
 from gateway.observe.metrics import Metrics
 from gateway.settings import Settings
 from normalization.offer import Offer
+from normalization.pixels.heic import is_installed
 from normalization.pixels.probe import ProbeLimits
 from providers import http
 from providers.base import Provider
-from providers.catalog import Catalog
+from providers.catalog import Catalog, Shelf
 from providers.spool import Spool
 
 
@@ -24,7 +25,7 @@ class Services:
     """The gateway's parts, as the request path sees them."""
 
     settings: Settings
-    catalog: Catalog
+    shelf: Shelf
     providers: Mapping[str, Provider]
     journal: Journal
     pixels: PixelPool
@@ -40,7 +41,12 @@ class Services:
     """Now, in UTC."""
 
     @property
+    def catalog(self) -> Catalog:
+        """The models as they are now; take it once for each request."""
+        return self.shelf.catalog
+
+    @property
     def probe_limits(self) -> ProbeLimits:
         """What a caller's picture may have at most."""
         limits = self.settings.limits
-        return ProbeLimits(max_pixels=limits.max_image_pixels, max_frames=limits.max_frames)
+        return ProbeLimits(max_pixels=limits.max_image_pixels, max_frames=limits.max_frames, heic=is_installed())

@@ -2,7 +2,7 @@
 
 import difflib
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import date
 from decimal import Decimal
@@ -50,9 +50,28 @@ class Catalog:
         offers = tuple(offer for offer in pinned.offers if offer.provider == provider) if pinned else ()
         return (pinned, offers) if pinned and offers else None
 
+    def taking(self, pictures: int) -> tuple[str, ...]:
+        """The models of which some offer takes so many pictures at once."""
+        rules = ((name, offer.params.get("image")) for name, model in self.models.items() for offer in model.offers)
+        return tuple(dict.fromkeys(name for name, rule in rules if rule is not None and (rule.max or 1) >= pictures))
+
     def similar(self, name: str) -> list[str]:
         """Ids that a caller may have meant, nearest first."""
         return difflib.get_close_matches(name.rpartition("/")[2], self.models, n=3, cutoff=0.5)
+
+
+class Shelf:
+    """The catalog as it is now. A reload replaces it whole, or, if a file cannot be used, not at all."""
+
+    def __init__(self, load: Callable[[], Catalog]) -> None:
+        """Load it for the first time. Raises `CatalogError`."""
+        self._load = load
+        self.catalog = load()
+
+    def reload(self) -> Catalog:
+        """Load it again. Raises `CatalogError`; what was there before stays then."""
+        self.catalog = self._load()
+        return self.catalog
 
 
 def load_catalog(folder: Path | None = None, local_usd_per_second: Decimal = Decimal(0)) -> Catalog:
