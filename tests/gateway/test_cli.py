@@ -1,0 +1,134 @@
+"""The command line: what each command prints, and that mistakes end in one line and exit code 1."""
+
+import asyncio
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from gateway.cli import main
+from tests.gateway.backend import StandIn
+from tests.gateway.conftest import MODEL, picture
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sqlite_url: str) -> Run:
+    """Runs the command in an empty folder with a migrated database."""
+    monkeypatch.chdir(tmp_path)
+    for name in tuple(os.environ):
+        if name.startswith("GATEWAY_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("GATEWAY_DATABASE_URL", sqlite_url)
+    (tmp_path / "in.png").write_bytes(picture())
+    return lambda *arguments: CliRunner().invoke(main, arguments)
+
+
+def test_key_is_made_listed_and_revoked(run: Run):
+    """The secret is shown once, by `create`, and nowhere later."""
+    made = json.loads(run("keys", "create", "--tenant", "acme", "--name", "ci", "--json").stdout)
+    listed = json.loads(run("keys", "list", "--json").stdout)
+    revoked = run("keys", "revoke", made["key_id"])
+    after = run("keys", "list", "--tenant", "acme").stdout
+
+    assert set(made) == {"key", "key_id", "tenant"}
+    assert [(row["key_id"], row["tenant"], row["name"], row["revoked_at"]) for row in listed] == [
+        (made["key_id"], "acme", "ci", None)
+    ]
+    assert revoked.exit_code == 0
+    assert "revoked" in after
+    assert made["key"] not in json.dumps(listed) + after
+
+
+def test_key_for_people_is_alone_on_standard_output(run: Run):
+    """So that it can be captured; the words about it are beside it."""
+    result = run("keys", "create", "--tenant", "acme")
+
+    assert len(result.stdout.split()) == 1
+    assert "shown once" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("keys", "revoke", "key_unknown"), "Error: "),
+        (("keys", "create", "--tenant", " "), "Error: "),
+        (("keys", "create", "--tenant", "a", "--budget-usd", "-1"), "Error: "),
+        (("catalog", "show", "detail-upscalr"), "Did you mean detail-upscaler?"),
+        (("explain", "in.png", "--model", MODEL, "-p", "n=abc"), "`n` must be an integer"),
+        (("edit", "in.png", "-o", "out.png", "--model", "nothing"), "does not exist"),
+        (("serve", "--config", "nowhere.toml"), "no such file"),
+        (("serve", "--workers", "2"), "needs PostgreSQL"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_mistakes_end_in_one_line_and_exit_code_1(
+    run: Run, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], words: str
+):
+    """No trace; the last line says what is wrong."""
+    monkeypatch.setenv("GATEWAY_LOCAL__BACKENDS", "[]")
+
+    result = run(*arguments)
+
+    assert result.exit_code == 1
+    assert words in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("Error: ")
+    assert "Traceback" not in result.output
+    assert not Path("out.png").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments", [("explain", "--model", MODEL, "-p", "novalue"), ("edit", "none.png", "-o", "a", "--model", "m")]
+)
+def test_wrong_usage_is_exit_code_2(run: Run, arguments: tuple[str, ...]):
+    """As for any command."""
+    assert run(*arguments).exit_code == 2
+
+
+def test_catalog_is_checked_and_shown(run: Run):
+    """The packaged models are good, and every parameter of an offer is told."""
+    checked, shown = run("catalog", "check"), run("catalog", "show", MODEL)
+
+    assert checked.exit_code == 0
+    assert "good" in checked.stdout
+    assert "scale_factor" in shown.stdout
+    assert "1..4" in shown.stdout
+
+
+def test_explain_prints_plan_and_price_and_asks_nobody(run: Run):
+    """Every decision, for every offer."""
+    result = run("explain", "in.png", "--model", MODEL, "--scale-factor", "8", "-p", "seed=1", "-p", "output_format=webp")
+
+    assert result.exit_code == 0, result.output
+    for words in ("local: detail-upscaler (eligible)", "price: 0 USD", "scale_factor", "emulated", "unsupported", "output_format"):
+        assert words in result.stdout
+
+
+def test_migrate_makes_a_database(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """And says its schema; again is no harm."""
+    monkeypatch.setenv("GATEWAY_DATABASE_URL", f"sqlite:///{tmp_path / 'new.db'}")
+
+    assert [run("migrate").exit_code, run("migrate").exit_code] == [0, 0]
+    assert (tmp_path / "new.db").exists()
+
+
+async def test_edit_writes_the_picture_and_prints_the_receipt(run: Run, backend: StandIn, monkeypatch: pytest.MonkeyPatch):
+    """The format follows the file's suffix; several pictures get numbers."""
+    named = [{"name": "stand-in", "url": backend.url, "models": [MODEL]}]
+    monkeypatch.setenv("GATEWAY_LOCAL__BACKENDS", json.dumps(named))
+    monkeypatch.setenv("GATEWAY_PIXELS__WORKERS", "1")
+
+    arguments = ("edit", "in.png", "-o", "out.webp", "--model", MODEL, "--scale-factor", "3", "-p", "n=2")
+    result = await asyncio.to_thread(run, *arguments)
+
+    assert result.exit_code == 0, result.output
+    for name in ("out-1.webp", "out-2.webp"):
+        with Image.open(name) as image:
+            assert (image.format, image.size) == ("WEBP", (18, 12))
+    assert "out-1.webp: webp 18x12" in result.stdout
+    assert "scale_factor" in result.stdout
