@@ -20,11 +20,14 @@ from PIL import JpegImagePlugin as JpegImagePlugin
 from PIL import PngImagePlugin as PngImagePlugin
 from PIL import WebPImagePlugin as WebPImagePlugin
 
+from normalization.pixels.animation import Animation, read_animation
 from normalization.pixels.apply import apply_steps
-from normalization.pixels.formats import ImageInfo
+from normalization.pixels.formats import FORMATS, Format, ImageInfo, Size
+from normalization.pixels.heic import open_heic
+from normalization.pixels.metadata import kept_exif
 from normalization.pixels.prepare import clean, prepared
 from normalization.pixels.probe import ProbeLimits, probe
-from normalization.plan import Step
+from normalization.plan import Composite, Encode, Fit, Step
 from normalization.request import ImageRef
 
 _DECODER_ERRORS = (
@@ -43,7 +46,10 @@ _DECODER_ERRORS = (
 """What Pillow's decoders have been seen to raise for damaged files."""
 
 
-_NO_LIMITS = ProbeLimits(max_pixels=2**62, max_frames=2**62)
+_NO_LIMITS = ProbeLimits(max_pixels=2**62, max_frames=2**62, heic=True)
+
+MAX_MOVING_PIXELS = 64_000_000
+"""Of all frames of an animation together, before and after its steps: they are in memory at once. Beyond, its first frame stays."""
 
 
 class UnreadablePicture(Exception):
@@ -89,10 +95,13 @@ def finish_file(
 ) -> ImageInfo:
     """Run a plan's steps on the provider's picture `source` and write the result to `target`.
 
+    An animation stays one where the format can move and its frames are not more than `MAX_MOVING_PIXELS`; the answer says how many
+    there are.
+
     Args:
         source: What the provider gave.
         steps: As the plan has them; the last one is the encode.
-        companions: The caller's own pictures that the steps name.
+        companions: The caller's own pictures that the steps name, `Encode.keep` among them.
         target: Made, or replaced if it exists.
 
     Raises:
@@ -101,25 +110,59 @@ def finish_file(
         EdgeTooLong: If the format cannot store the size.
         OSError: If writing fails. Then, as after every error, there is no `target`.
     """
-    image = _cleaned(source)
-    others = {ref: _cleaned(path) for ref, path in companions.items()}
+    picture = _moving(source) if _stays_moving(_probed(source), steps) else _cleaned(source)
+    laid = {ref for step in steps if isinstance(step, Composite) for ref in (step.image, step.mask)}
+    others = {ref: _cleaned(companions[ref]) for ref in laid}
+    kept = b"".join(_exif(companions[step.keep]) for step in steps if isinstance(step, Encode) and step.keep)
     with _written(target) as out:
-        apply_steps(image, steps, others, out)
+        apply_steps(picture, steps, others, out, kept)
     return _probed(target)
+
+
+def _stays_moving(info: ImageInfo, steps: Sequence[Step]) -> bool:
+    target = next((FORMATS[step.format] for step in steps if isinstance(step, Encode)), None)
+    sizes = [step.size for step in steps if isinstance(step, Fit) and isinstance(step.size, Size)]
+    pixels = info.frames * max(size.pixels for size in (info.size, *sizes))
+    return info.frames > 1 and target is not None and target.animated and pixels <= MAX_MOVING_PIXELS
 
 
 def _cleaned(path: Path) -> Image.Image:
     """The first frame, cleaned."""
+    with _opened(path) as (image, _):
+        image.load()
+        return clean(image)
+
+
+def _moving(path: Path) -> Animation:
+    with _opened(path) as (image, info):
+        return read_animation(image, info.format)
+
+
+def _exif(path: Path) -> bytes:
+    """What is kept of a picture's EXIF; nothing where it is damaged, for the picture may well be good."""
+    try:
+        with _opened(path) as (image, _):
+            return kept_exif(image)
+    except UnreadablePicture:
+        return b""
+
+
+@contextmanager
+def _opened(path: Path) -> Generator[tuple[Image.Image, ImageInfo]]:
+    """A picture whose pixels are not decoded yet, and its header; what its decoder raises is one exception."""
     info = _probed(path)
     try:
-        with Image.open(path, formats=(info.format.value.upper(),)) as image:
+        with path.open("rb") as stream, _decoder(stream, info.format) as image:
             # Two readers of one header may disagree; the pixels that were admitted are those that the probe saw.
             if image.width * image.height > info.stored.pixels:
                 raise UnreadablePicture(f"the decoder sees {image.width}x{image.height} pixels, the header says {info.stored}")
-            image.load()
-            return clean(image)
+            yield image, info
     except _DECODER_ERRORS as exc:
         raise UnreadablePicture(f"{type(exc).__name__}: {exc}") from exc
+
+
+def _decoder(stream: BinaryIO, kind: Format) -> Image.Image:
+    return open_heic(stream) if kind is Format.HEIC else Image.open(stream, formats=(kind.value.upper(),))
 
 
 @contextmanager

@@ -1,10 +1,12 @@
 """Carry out the pixel steps of a plan on one picture, in the order in which they stand."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import BinaryIO, assert_never
 
 from PIL import Image
 
+from normalization.pixels.animation import Animation
 from normalization.pixels.encode import encode
 from normalization.pixels.fit import fit, shaped
 from normalization.pixels.formats import Size
@@ -13,14 +15,21 @@ from normalization.plan import Composite, Encode, Fit, Step
 from normalization.request import ImageRef
 
 
-def apply_steps(image: Image.Image, steps: Sequence[Step], companions: Mapping[ImageRef, Image.Image], out: BinaryIO) -> None:
-    """Run `steps` on `image` and write the result to `out`.
+def apply_steps(
+    picture: Image.Image | Animation,
+    steps: Sequence[Step],
+    companions: Mapping[ImageRef, Image.Image],
+    out: BinaryIO,
+    exif: bytes = b"",
+) -> None:
+    """Run `steps` on `picture`, on each of its frames alike, and write the result to `out`.
 
     Args:
-        image: The provider's picture, cleaned.
+        picture: The provider's picture, cleaned.
         steps: Any number, with one `Encode`, which is the last.
-        companions: The caller's own pictures that the steps name, cleaned.
+        companions: The caller's own pictures that the steps lay over or under it, cleaned.
         out: Where the encoded picture goes.
+        exif: What the encode keeps, of `normalization.pixels.metadata`.
 
     Raises:
         EdgeTooLong: If the format cannot store the size.
@@ -30,8 +39,9 @@ def apply_steps(image: Image.Image, steps: Sequence[Step], companions: Mapping[I
     if not isinstance(last, Encode):
         raise ValueError("steps must end with an encode")
     for step in before:
-        image = _done(image, step, companions)
-    encode(image, last, out)
+        change = partial(_done, step=step, companions=companions)
+        picture = picture.each(change) if isinstance(picture, Animation) else change(picture)
+    encode(picture, last, out, exif)
 
 
 def _done(image: Image.Image, step: Step | None, companions: Mapping[ImageRef, Image.Image]) -> Image.Image:

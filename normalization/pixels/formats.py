@@ -23,13 +23,14 @@ class Size(NamedTuple):
 
 
 class Format(StrEnum):
-    """The formats the gateway reads and writes; the value is the name in `output_format`."""
+    """The formats the gateway reads, and most of them writes; the value is the name in `output_format`."""
 
     PNG = "png"
     JPEG = "jpeg"
     WEBP = "webp"
     GIF = "gif"
     AVIF = "avif"
+    HEIC = "heic"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,23 +47,42 @@ class FormatFacts:
     """The longest edge in pixels that the format can store and its usual library writes and reads."""
     source: str
     """Where `max_edge` is written down."""
+    animated: bool = False
+    """Whether it can hold several frames and their times."""
+    exif: bool = True
+    """Whether it has a place for EXIF."""
+    writes: bool = True
+    """False for a format that is only read."""
 
 
 FORMATS = MappingProxyType(
     {
-        Format.PNG: FormatFacts("image/png", "png", True, False, 2**31 - 1, "https://www.w3.org/TR/png-3/#11IHDR"),
+        Format.PNG: FormatFacts("image/png", "png", True, False, 2**31 - 1, "https://www.w3.org/TR/png-3/#11IHDR", animated=True),
         Format.JPEG: FormatFacts(
             "image/jpeg", "jpg", False, True, 65_500, "https://github.com/libjpeg-turbo/libjpeg-turbo/blob/main/src/jmorecfg.h"
         ),
         Format.WEBP: FormatFacts(
-            "image/webp", "webp", True, True, 16_383, "https://developers.google.com/speed/webp/docs/riff_container"
+            "image/webp", "webp", True, True, 16_383, "https://developers.google.com/speed/webp/docs/riff_container", animated=True
         ),
-        Format.GIF: FormatFacts("image/gif", "gif", True, False, 65_535, "https://www.w3.org/Graphics/GIF/spec-gif89a.txt"),
+        Format.GIF: FormatFacts(
+            "image/gif", "gif", True, False, 65_535, "https://www.w3.org/Graphics/GIF/spec-gif89a.txt", animated=True, exif=False
+        ),
         Format.AVIF: FormatFacts(
-            "image/avif", "avif", True, True, 32_768, "https://github.com/AOMediaCodec/libavif/blob/main/include/avif/avif.h"
+            "image/avif",
+            "avif",
+            True,
+            True,
+            32_768,
+            "https://github.com/AOMediaCodec/libavif/blob/main/include/avif/avif.h",
+            animated=True,
         ),
+        # The extra `heic` reads it. Nobody asks for it, and its encoders cost licences.
+        Format.HEIC: FormatFacts("image/heic", "heic", True, False, 2**32 - 1, "ISO/IEC 23008-12, section 6.5.3", writes=False),
     }
 )
+
+OUTPUT_FORMATS = tuple(kind for kind, facts in FORMATS.items() if facts.writes)
+"""What can be asked for in `output_format`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +120,9 @@ def needs_cleaning(info: ImageInfo, accepted: Collection[Format]) -> bool:
     """Whether a picture must pass through `prepare.clean` before it is sent, by its header alone.
 
     It may go as it is if every program sees the same picture in it (upright, one frame, at most 8 bits, no profile, not CMYK), if
-    it carries no metadata, since a photograph's place must not travel, and if its format is accepted (none named: all are).
+    it carries no metadata, since a photograph's place must not travel, and if its format is accepted (none named: all that the
+    gateway writes; what it only reads, few others read).
     """
     plain = info.orientation == 1 and not info.profile and not info.metadata
     simple = info.bits <= 8 and info.colors != "cmyk" and info.frames == 1
-    return not (plain and simple and (not accepted or info.format in accepted))
+    return not (plain and simple and info.format in OUTPUT_FORMATS and (not accepted or info.format in accepted))

@@ -1,11 +1,14 @@
 """Look at a picture's header: what it is, how large, how it is turned, and whether the file is whole. Nothing is decoded."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
 from typing import BinaryIO
 
 from normalization.pixels.formats import Format, ImageInfo
-from normalization.pixels.headers.avif import BRANDS, read_avif
 from normalization.pixels.headers.gif import read_gif
+from normalization.pixels.headers.heif import BRANDS, read_heif
 from normalization.pixels.headers.jpeg import read_jpeg
 from normalization.pixels.headers.png import SIGNATURE, read_png
 from normalization.pixels.headers.reader import InvalidImage, Reader, damaged
@@ -24,15 +27,20 @@ class ProbeLimits:
     max_pixels: int = 64_000_000
     """Width times height of one frame."""
     max_frames: int = 500
+    heic: bool = False
+    """Whether HEIC can be decoded: `normalization.pixels.heic.is_installed()`."""
 
 
-_READERS = {
-    Format.PNG: read_png,
-    Format.JPEG: read_jpeg,
-    Format.WEBP: read_webp,
-    Format.GIF: read_gif,
-    Format.AVIF: read_avif,
-}
+_READERS: MappingProxyType[Format, Callable[[Reader], ImageInfo]] = MappingProxyType(
+    {
+        Format.PNG: read_png,
+        Format.JPEG: read_jpeg,
+        Format.WEBP: read_webp,
+        Format.GIF: read_gif,
+        Format.AVIF: partial(read_heif, kind=Format.AVIF),
+        Format.HEIC: partial(read_heif, kind=Format.HEIC),
+    }
+)
 
 
 def probe(stream: BinaryIO, limits: ProbeLimits | None = None) -> ImageInfo:
@@ -46,18 +54,21 @@ def probe(stream: BinaryIO, limits: ProbeLimits | None = None) -> ImageInfo:
     Raises:
         InvalidImage: If it is not a picture of a known format, is truncated or damaged, or is beyond the limits.
     """
+    limits = limits or ProbeLimits()
     reader = Reader(stream)
     head = reader.peek(SNIFF_BYTES)
     kind = sniff(head)
     if kind is None:
         raise _refusal(head)
+    if kind is Format.HEIC and not limits.heic:
+        raise InvalidImage("unsupported_file_mimetype", _NO_HEIC)
     info = _READERS[kind](reader)
-    _check(info, limits or ProbeLimits())
+    _check(info, limits)
     return info
 
 
 def sniff(head: bytes) -> Format | None:
-    """The format that a file's first bytes (about `SNIFF_BYTES`) announce; None for anything the gateway does not read."""
+    """The format that a file's first bytes (about `SNIFF_BYTES`) announce; None for what the gateway never reads."""
     if head.startswith(SIGNATURE):
         return Format.PNG
     if head.startswith(b"\xff\xd8\xff"):
@@ -66,9 +77,7 @@ def sniff(head: bytes) -> Format | None:
         return Format.WEBP
     if head.startswith((b"GIF87a", b"GIF89a")):
         return Format.GIF
-    if any(brand in BRANDS for brand in _brands(head)):
-        return Format.AVIF
-    return None
+    return next((BRANDS[brand] for brand in _brands(head) if brand in BRANDS), None)
 
 
 def describe(head: bytes) -> str | None:
@@ -81,6 +90,11 @@ def describe(head: bytes) -> str | None:
     written = (name for start, name in _TEXT_BEGINNINGS if text.startswith(start))
     return next(binary, None) or next(written, None)
 
+
+_NO_HEIC = (
+    "this is a HEIC picture; HEIC is read with the extra image-gateway[heic], which is not installed here;"
+    " convert it to png, jpeg or webp"
+)
 
 _MEDIA_BRANDS = ((b"hei", "a HEIC picture"), (b"hev", "a HEIC picture"), (b"mif1", "a HEIF picture"), (b"msf1", "a HEIF picture"))
 

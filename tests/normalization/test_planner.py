@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from normalization.converters import CONVERTERS
 from normalization.emulations import EMULATIONS
 from normalization.offer import Offer, Rule, ValueType, Verb
-from normalization.pixels.formats import Format, ImageInfo, Size
+from normalization.pixels.formats import OUTPUT_FORMATS, Format, ImageInfo, Size
 from normalization.plan import Composite, Decision, Encode, Fit, Mode, Plan
 from normalization.planner import guess, plan_request
 from normalization.request import PARAMETERS, ImageRef, ImageRequest, Json, Text
@@ -243,7 +243,7 @@ UNIVERSAL: dict[str, st.SearchStrategy[Json]] = {
     "n": st.integers(1, 10),
     "size": st.sampled_from(["auto", "64x64", "2048x100", "3:2"]),
     "scale_factor": st.floats(0.1, 20),
-    "output_format": st.sampled_from(list(map(str, Format))),
+    "output_format": st.sampled_from(list(map(str, OUTPUT_FORMATS))),
     "output_compression": st.integers(0, 100),
     "background": st.sampled_from(["auto", "opaque", "transparent"]),
     "seed": st.integers(0, 9),

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from normalization.pixels.formats import Format
+from normalization.pixels.formats import OUTPUT_FORMATS
 from providers.local.engine.model import InputRefused
 
-_FORMATS = tuple(format_.name for format_ in Format)
+_FORMATS = tuple(format_.name for format_ in OUTPUT_FORMATS)
 
 
 def open_picture(path: Path, max_pixels: int) -> Image.Image:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from normalization.pixels.apply import apply_steps
 from normalization.pixels.encode import QUALITIES, EdgeTooLong, encode
-from normalization.pixels.formats import FORMATS, Format, Size
+from normalization.pixels.formats import FORMATS, OUTPUT_FORMATS, Format, Size
 from normalization.pixels.probe import probe
 from normalization.plan import Composite, Encode, Fit
 from normalization.request import FitMode, ImageRef
@@ -36,7 +36,7 @@ def half_clear():
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
-@pytest.mark.parametrize("kind", Format)
+@pytest.mark.parametrize("kind", OUTPUT_FORMATS)
 def test_every_format_takes_every_mode(kind, mode):
     """The picture comes back in its format, size and colours."""
     content = written(Image.new("RGB", (33, 17), (150, 150, 150)).convert(mode), kind)
@@ -45,7 +45,7 @@ def test_every_format_takes_every_mode(kind, mode):
     assert all(abs(value - 150) <= 3 for value in opened(content).convert("RGB").getpixel((16, 8)))
 
 
-@pytest.mark.parametrize("kind", Format)
+@pytest.mark.parametrize("kind", OUTPUT_FORMATS)
 def test_transparency_is_kept_where_the_format_has_it_and_white_elsewhere(kind):
     """Never black."""
     content = written(half_clear(), kind)
@@ -60,7 +60,7 @@ def test_transparency_is_kept_where_the_format_has_it_and_white_elsewhere(kind):
         assert min(image.getpixel((14, 8))) >= 250
 
 
-@pytest.mark.parametrize("kind", Format)
+@pytest.mark.parametrize("kind", OUTPUT_FORMATS)
 def test_background_is_laid_under_when_asked(kind):
     """With a background no format is transparent."""
     content = written(half_clear(), kind, background="#0000ff")
@@ -85,11 +85,20 @@ def test_compression_of_100_is_best(kind):
 
 
 @pytest.mark.parametrize("kind", LOSSY)
-def test_quality_is_a_straight_line(kind):
-    """Both ends of the table are reached."""
-    quality = QUALITIES[kind]
+def test_quality_rises_from_the_worst_to_the_best(kind):
+    """Both ends of the codec's range are reached, and more is never less."""
+    qualities = [QUALITIES[kind].of(value) for value in range(101)]
 
-    assert (quality.of(0), quality.of(100), quality.of(None)) == (quality.lowest, quality.highest, quality.default)
+    assert qualities == sorted(qualities)
+    assert (qualities[0], qualities[100]) == (1 if kind is Format.JPEG else 0, 100)
+    assert QUALITIES[kind].of(None) == qualities[92]
+
+
+@pytest.mark.parametrize("kind", [Format.WEBP, Format.AVIF])
+@pytest.mark.parametrize(("compression", "webp", "avif"), [(10, 3, 12), (25, 20, 34), (50, 47, 47), (90, 89, 78)])
+def test_quality_is_that_of_the_measurement(kind, compression, webp, avif):
+    """Rows of docs/pixels.md, and a value between two of them."""
+    assert QUALITIES[kind].of(compression) == (webp if kind is Format.WEBP else avif)
 
 
 def test_lossless_formats_keep_every_pixel():
@@ -110,7 +119,7 @@ def test_gif_keeps_few_colours_exactly():
     assert got.getpixel((3, 15))[3] == 0
 
 
-@pytest.mark.parametrize("kind", Format)
+@pytest.mark.parametrize("kind", OUTPUT_FORMATS)
 def test_nothing_of_the_source_travels_along(kind):
     """Profile, EXIF, comments and text in `info` are not written."""
     image = NOISE.copy()

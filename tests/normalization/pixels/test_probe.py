@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
-from normalization.pixels.formats import Format, ImageInfo, Size
+from normalization.pixels.formats import OUTPUT_FORMATS, Format, ImageInfo, Size
 from normalization.pixels.headers.reader import MAX_READS
 from normalization.pixels.probe import InvalidImage, ProbeLimits, describe, probe, sniff
 
-ALL = tuple(Format)
+ALL = OUTPUT_FORMATS
 TURNABLE = (Format.JPEG, Format.PNG, Format.WEBP, Format.AVIF)
 
 

@@ -1,12 +1,20 @@
-"""AVIF. Source: https://aomediacodec.github.io/av1-avif/; ISO/IEC 14496-12 (boxes), 23008-12 (HEIF items and properties)."""
+"""HEIF, whose pictures are AVIF or HEIC by their codec alone.
 
-from collections.abc import Iterator
+Source: ISO/IEC 14496-12 (boxes), 23008-12 (HEIF: items, properties, brands); https://aomediacodec.github.io/av1-avif/.
+"""
+
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from normalization.pixels.formats import Format, ImageInfo, Size
 from normalization.pixels.headers.reader import Reader, damaged, truncated
 
-BRANDS = (b"avif", b"avis")
+_CODECS = (
+    (Format.AVIF, (b"avif", b"avis")),
+    (Format.HEIC, (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs")),
+)
+BRANDS: Mapping[bytes, Format] = {brand: kind for kind, brands in _CODECS for brand in brands}
+"""The brands that name a codec. `mif1` and `msf1` only say that it is HEIF."""
 
 _ALPHA = (b"urn:mpeg:mpegB:cicp:systems:auxiliary:alpha", b"urn:mpeg:hevc:2015:auxid:1")
 _TURNED = {0: 1, 1: 8, 2: 3, 3: 6}
@@ -50,7 +58,7 @@ class _Meta:
     located: bool = False
 
 
-def read_avif(reader: Reader) -> ImageInfo:
+def read_heif(reader: Reader, kind: Format) -> ImageInfo:
     """Walk the boxes of the file and of its `meta` box, and check that what they point at exists."""
     meta: _Meta | None = None
     frames = 1
@@ -61,7 +69,7 @@ def read_avif(reader: Reader) -> ImageInfo:
             frames = max(frames, _frames(reader, box))
     if meta is None or not meta.located:
         raise damaged("it holds no pixels")
-    return replace(_primary(meta), frames=frames, metadata=meta.described, alpha=any(p.alpha for p in meta.properties))
+    return replace(_primary(meta, kind), frames=frames, metadata=meta.described, alpha=any(p.alpha for p in meta.properties))
 
 
 def _boxes(reader: Reader, start: int, end: int) -> Iterator[_Box]:
@@ -192,7 +200,7 @@ def _associations(cursor: _Cursor) -> Iterator[tuple[int, list[int]]]:
         yield item, [cursor.number(2) & 0x7FFF if wide else cursor.number(1) & 0x7F for _ in range(cursor.number(1))]
 
 
-def _primary(meta: _Meta) -> ImageInfo:
+def _primary(meta: _Meta, kind: Format) -> ImageInfo:
     """What the properties of the picture itself say."""
     whole = _Properties()
     for number in meta.of_item.get(meta.primary or 0, ()):
@@ -202,7 +210,7 @@ def _primary(meta: _Meta) -> ImageInfo:
         raise damaged("it does not say its size")
     turned = _TURNED[whole.turns] if whole.mirror is None else _MIRRORED[whole.turns][whole.mirror]
     colors = "gray" if whole.gray else "rgb"
-    return ImageInfo(Format.AVIF, whole.size, orientation=turned, bits=whole.bits or 8, colors=colors, profile=whole.profile)
+    return ImageInfo(kind, whole.size, orientation=turned, bits=whole.bits or 8, colors=colors, profile=whole.profile)
 
 
 def _merged(one: _Properties, other: _Properties) -> _Properties:
