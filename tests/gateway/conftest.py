@@ -8,7 +8,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,15 +97,15 @@ async def backend() -> AsyncIterator[StandIn]:
 
 
 @contextmanager
-def _in(folder: Path) -> Iterator[Path]:
-    """A folder to run in, with a temporary folder of its own and nothing of the developer's settings."""
+def _in(folder: Path) -> Iterator[None]:
+    """While a gateway starts: a temporary folder of its own and nothing of the developer's settings."""
     (folder / "tmp").mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         for name in tuple(os.environ):
             if name.startswith("GATEWAY_"):
                 patch.delenv(name)
         patch.setattr(tempfile, "tempdir", str(folder / "tmp"))
-        yield folder
+        yield
 
 
 @pytest.fixture
@@ -114,9 +114,9 @@ async def open_live(tmp_path: Path, backend: StandIn) -> AsyncIterator[Open]:
     async with AsyncExitStack() as stack:
 
         async def open_one(database_url: str, **sections: Any) -> Live:
-            place = stack.enter_context(_in(tmp_path))
-            settings = _settings(database_url, backend, place, sections)
-            return await stack.enter_async_context(_serving(settings, backend))
+            with _in(tmp_path):
+                settings = _settings(database_url, backend, tmp_path, sections)
+                return await stack.enter_async_context(_serving(settings, backend))
 
         yield open_one
 
@@ -141,11 +141,11 @@ in_one_loop = pytest.mark.asyncio(loop_scope="module")
 async def _one_for_all(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path) -> AsyncIterator[Live]:
     folder = tmp_path_factory.mktemp("shared")
     shutil.copyfile(sqlite_template, folder / "gateway.db")
-    with _in(folder):
-        async with standing_in() as backend:
+    async with standing_in() as backend, AsyncExitStack() as stack:
+        with _in(folder):
             settings = _settings(f"sqlite:///{folder / 'gateway.db'}", backend, folder, {})
-            async with _serving(settings, backend) as live:
-                yield live
+            live = await stack.enter_async_context(_serving(settings, backend))
+        yield live
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -179,9 +179,10 @@ async def _serving(settings: Settings, backend: StandIn) -> AsyncIterator[Live]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         server = uvicorn.Server(uvicorn.Config(app, lifespan="on", log_config=None, timeout_graceful_shutdown=5))
-        running = asyncio.create_task(server.serve(sockets=[listener]))
+        running = asyncio.create_task(_run(server, listener))
         try:
             await until(lambda: server.started or running.done())
+            assert opened, "the gateway did not start; the log says why"
             made = await opened[0].tenants.create_key("acme", "tests")
             headers = {"authorization": f"Bearer {made.secret}"}
             async with httpx.AsyncClient(base_url=url, headers=headers, timeout=30, trust_env=False) as client:
@@ -190,6 +191,11 @@ async def _serving(settings: Settings, backend: StandIn) -> AsyncIterator[Live]:
             backend.go_on.set()
             server.should_exit = True
             await running
+
+
+async def _run(server: uvicorn.Server, listener: socket.socket) -> None:
+    with suppress(SystemExit):  # uvicorn's way to say that the start failed
+        await server.serve(sockets=[listener])
 
 
 def _recorder(logged: list[Mapping[str, Any]]) -> Any:

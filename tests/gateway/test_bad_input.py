@@ -89,7 +89,7 @@ async def test_unknown_model_comes_with_a_guess(shared: Live):
     """A slip of the pen is answered with the right name."""
     error = error_of(await shared.edit(model="detail-upscalr"), 404)
 
-    assert f"Did you mean {MODEL}?" in error["message"]
+    assert f"Did you mean {MODEL}" in error["message"]
 
 
 BROKEN: Mapping[str, tuple[str, bytes]] = {

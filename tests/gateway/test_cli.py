@@ -59,7 +59,7 @@ def test_key_for_people_is_alone_on_standard_output(run: Run):
         (("keys", "revoke", "key_unknown"), "Error: "),
         (("keys", "create", "--tenant", " "), "Error: "),
         (("keys", "create", "--tenant", "a", "--budget-usd", "-1"), "Error: "),
-        (("catalog", "show", "detail-upscalr"), "Did you mean detail-upscaler?"),
+        (("catalog", "show", "detail-upscalr"), "Did you mean detail-upscaler"),
         (("explain", "in.png", "--model", MODEL, "-p", "n=abc"), "`n` must be an integer"),
         (("edit", "in.png", "-o", "out.png", "--model", "nothing"), "does not exist"),
         (("serve", "--config", "nowhere.toml"), "no such file"),

@@ -68,7 +68,7 @@ MASKS = {name: picture(*Image.open(io.BytesIO(content)).size, mode="RGBA", color
 good_fields = st.fixed_dictionaries({}, optional=KNOWN)
 unknown_fields = st.dictionaries(UNKNOWN, ANYTHING, max_size=3)
 any_fields = st.dictionaries(st.one_of(st.sampled_from([*PARAMETERS, "sharpen", "mask", "image"]), UNKNOWN), ANYTHING, max_size=5)
-at_leisure = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+at_leisure = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def test_every_parameter_of_the_vocabulary_is_generated():

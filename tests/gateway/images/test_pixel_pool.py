@@ -161,7 +161,7 @@ async def test_workers_are_light_and_know_no_secrets(pool, monkeypatch):
 
     known = await pool.run(environment, pixels=1)
 
-    heavy = {"litestar", "sqlalchemy", "pydantic", "httpx", "aiohttp", "asyncio", "numpy", "gateway.settings"}
+    heavy = {"litestar", "sqlalchemy", "pydantic", "httpx", "aiohttp", "asyncio", "numpy", "gateway.settings", "pillow_heif"}
     assert heavy.isdisjoint({*_imported_by_the_worker()})
     assert "FAL_KEY" not in known
 
