@@ -6,6 +6,7 @@ Imports stay light (Pillow and `normalization`), since every worker pays for the
 """
 
 import struct
+import warnings
 import zlib
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -135,6 +136,9 @@ def _cleaned(path: Path) -> Image.Image:
 
 def _moving(path: Path) -> Animation:
     with _opened(path) as (image, info):
+        # One more than the probe counts where an APNG has a picture beside its animation.
+        if getattr(image, "n_frames", 1) > info.frames + 1:
+            raise UnreadablePicture(f"the decoder sees more frames than the header's {info.frames}")
         return read_animation(image, info.format)
 
 
@@ -152,7 +156,8 @@ def _opened(path: Path) -> Generator[tuple[Image.Image, ImageInfo]]:
     """A picture whose pixels are not decoded yet, and its header; what its decoder raises is one exception."""
     info = _probed(path)
     try:
-        with path.open("rb") as stream, _decoder(stream, info.format) as image:
+        # Decoders warn of what is odd but readable, such as broken EXIF; nobody would read it here.
+        with warnings.catch_warnings(action="ignore"), path.open("rb") as stream, _decoder(stream, info.format) as image:
             # Two readers of one header may disagree; the pixels that were admitted are those that the probe saw.
             if image.width * image.height > info.stored.pixels:
                 raise UnreadablePicture(f"the decoder sees {image.width}x{image.height} pixels, the header says {info.stored}")

@@ -68,7 +68,11 @@ def animation_options(animation: Animation, kind: Format) -> dict[str, Any]:
             # Each frame is whole, so none shines through the next. The count there is of repetitions; without one it plays once.
             repeats = {} if animation.plays == 1 else {"loop": max(0, animation.plays - 1)}
             return options | repeats | {"disposal": 2}
-        case Format.WEBP | Format.PNG:
+        case Format.WEBP:
+            # A file of frames cut to where they are opaque would not say that it is transparent, so every frame is whole.
+            whole = {"kmin": 1, "kmax": 1} if has_alpha(animation.frames[0]) else {}
+            return options | whole | {"loop": animation.plays}
+        case Format.PNG:
             return options | {"loop": animation.plays}
         case _:
             return options

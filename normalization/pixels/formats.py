@@ -105,6 +105,8 @@ class ImageInfo:
     metadata: bool = False
     """Whether EXIF or XMP is embedded (camera, place, author)."""
     frames: int = 1
+    coded: Size | None = None
+    """What is decoded, where the file itself has it cut to `stored` afterwards: HEIC's encoders fill up to whole blocks."""
 
     @property
     def size(self) -> Size:

@@ -146,10 +146,11 @@ def _check(info: ImageInfo, limits: ProbeLimits) -> None:
     size = info.stored
     if not size.pixels:
         raise damaged(f"it is {size} pixels large")
-    if size.pixels > limits.max_pixels:
+    decoded = max(size.pixels, info.coded.pixels if info.coded else 0)
+    if decoded > limits.max_pixels:
         raise InvalidImage(
             "too_many_pixels",
-            f"the picture has {size} pixels, {size.pixels / 1e6:.1f} million;"
+            f"the picture has {size if info.coded is None else info.coded} pixels, {decoded / 1e6:.1f} million;"
             f" at most {limits.max_pixels / 1e6:g} million are taken; make it smaller",
         )
     if info.frames > limits.max_frames:

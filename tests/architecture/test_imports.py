@@ -29,6 +29,7 @@ TABLES = (
 
 ONLY_HERE = {
     "PIL": (*PIXELS, *WORKER),
+    "pillow_heif": PIXELS[:1],
     "numpy": PIXELS,
     "torch": ("providers.local.engine",),
     "diffusers": ("providers.local.engine",),

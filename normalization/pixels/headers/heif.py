@@ -37,6 +37,7 @@ class _Properties:
     """Of one item: its `ipco` boxes, as far as they matter."""
 
     size: Size | None = None
+    cut: Size | None = None
     bits: int | None = None
     gray: bool = False
     profile: bool = False
@@ -178,6 +179,8 @@ def _property(reader: Reader, box: _Box) -> _Properties:
     match box.kind:
         case b"ispe" if len(head) >= 12:
             return _Properties(size=Size(int.from_bytes(head[4:8], "big"), int.from_bytes(head[8:12], "big")))
+        case b"clap" if len(head) >= 16:
+            return _Properties(cut=_aperture(head))
         case b"pixi" if len(head) >= 6:
             return _Properties(bits=head[5], gray=head[4] == 1)
         case b"colr":
@@ -190,6 +193,12 @@ def _property(reader: Reader, box: _Box) -> _Properties:
             return _Properties(alpha=head[4:].startswith(_ALPHA))
         case _:
             return _Properties()
+
+
+def _aperture(head: bytes) -> Size | None:
+    """The size that is left of the picture, from its fractions; None if they are none."""
+    width, over, height, under = (int.from_bytes(head[at : at + 4], "big") for at in (0, 4, 8, 12))
+    return Size(width // over, height // under) if over and under else None
 
 
 def _associations(cursor: _Cursor) -> Iterator[tuple[int, list[int]]]:
@@ -210,12 +219,16 @@ def _primary(meta: _Meta, kind: Format) -> ImageInfo:
         raise damaged("it does not say its size")
     turned = _TURNED[whole.turns] if whole.mirror is None else _MIRRORED[whole.turns][whole.mirror]
     colors = "gray" if whole.gray else "rgb"
-    return ImageInfo(kind, whole.size, orientation=turned, bits=whole.bits or 8, colors=colors, profile=whole.profile)
+    # Of AVIF, Pillow's decoder shows all.
+    cut = whole.cut if kind is Format.HEIC and whole.cut and whole.cut != whole.size else None
+    info = ImageInfo(kind, whole.size, orientation=turned, bits=whole.bits or 8, colors=colors, profile=whole.profile)
+    return replace(info, stored=cut, coded=whole.size) if cut else info
 
 
 def _merged(one: _Properties, other: _Properties) -> _Properties:
     return _Properties(
         size=one.size or other.size,
+        cut=one.cut or other.cut,
         bits=one.bits or other.bits,
         gray=one.gray or other.gray,
         profile=one.profile or other.profile,

@@ -1,7 +1,5 @@
 """Pictures made ready for a provider: upright, sRGB, 8 bits, nothing private."""
 
-import struct
-import zlib
 from dataclasses import replace
 from io import BytesIO
 
@@ -11,6 +9,7 @@ from PIL import Image, ImageCms, ImageOps
 from normalization.pixels.formats import Format, ImageInfo, Size, needs_cleaning
 from normalization.pixels.prepare import PREPARATIONS, alpha_to_luminance, clean, luminance_inverse
 from normalization.pixels.probe import probe
+from tests.normalization.pixels.pictures import png16, profile
 
 PLAIN = ImageInfo(Format.PNG, Size(4, 4))
 
@@ -31,31 +30,6 @@ def reopened(image, kind, **options):
 
 def near(one, other, tolerance=2):
     return all(abs(a - b) <= tolerance for a, b in zip(one, other, strict=True))
-
-
-def profile(space=b"RGB ", gamma=2.2, swapped=False):
-    """A small matrix profile like Display P3's, after ICC.1:2022; `swapped` exchanges red and green, so that nobody can miss it."""
-
-    def fixed(*numbers):
-        return b"".join(struct.pack(">i", round(number * 65536)) for number in numbers)
-
-    red, green, blue = (0.5151, 0.2412, -0.0011), (0.2920, 0.6922, 0.0419), (0.1571, 0.0666, 0.7841)
-    if swapped:
-        red, green = green, red
-    curve = b"curv" + bytes(4) + struct.pack(">IH", 1, round(gamma * 256)) + bytes(2)
-    tags = {b"wtpt": b"XYZ " + bytes(4) + fixed(0.9642, 1.0, 0.8249)}
-    if space == b"RGB ":
-        tags |= {name: b"XYZ " + bytes(4) + fixed(*xyz) for name, xyz in ((b"rXYZ", red), (b"gXYZ", green), (b"bXYZ", blue))}
-        tags |= dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), curve)
-    else:
-        tags[b"kTRC"] = curve
-    table, body, at = b"", b"", 128 + 4 + 12 * len(tags)
-    for name, content in tags.items():
-        table += name + struct.pack(">II", at + len(body), len(content))
-        body += content
-    head = struct.pack(">I4sI4s4s4s", at + len(body), bytes(4), 0x02400000, b"mntr", space, b"XYZ ")
-    head += bytes(12) + b"acsp" + bytes(28) + fixed(0.9642, 1.0, 0.8249)
-    return head.ljust(128, b"\0") + struct.pack(">I", len(tags)) + table + body
 
 
 @pytest.mark.parametrize("kind", [Format.JPEG, Format.PNG, Format.WEBP, Format.AVIF])
@@ -142,28 +116,22 @@ def test_cmyk_becomes_rgb():
     assert near(cleaned.getpixel((8, 8)), (0, 255, 255), 4)
 
 
-def png16(kind, *samples, extra=b""):
+def png_of_one_pixel(kind, *samples, extra=b""):
     """One pixel of 16 bits per channel."""
-
-    def chunk(name, content):
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 16, kind, 0, 0, 0))
-    pixels = chunk(b"IDAT", zlib.compress(b"\0" + struct.pack(f">{len(samples)}H", *samples)))
-    return b"\x89PNG\r\n\x1a\n" + head + (chunk(b"tRNS", extra) if extra else b"") + pixels + chunk(b"IEND", b"")
+    return png16(1, 1, kind, samples, extra)
 
 
 @pytest.mark.parametrize(
     ("content", "mode", "pixel"),
     [
-        (png16(0, 0), "L", 0),
-        (png16(0, 32896), "L", 128),
-        (png16(0, 65535), "L", 255),
-        (png16(0, 1000, extra=b"\x03\xe8"), "RGBA", (4, 4, 4, 0)),
-        (png16(0, 1001, extra=b"\x03\xe8"), "RGBA", (4, 4, 4, 255)),
-        (png16(2, 65535, 32896, 0), "RGB", (255, 128, 0)),
-        (png16(4, 65535, 32896), "RGBA", (255, 255, 255, 128)),
-        (png16(6, 65535, 32896, 0, 65535), "RGBA", (255, 128, 0, 255)),
+        (png_of_one_pixel(0, 0), "L", 0),
+        (png_of_one_pixel(0, 32896), "L", 128),
+        (png_of_one_pixel(0, 65535), "L", 255),
+        (png_of_one_pixel(0, 1000, extra=b"\x03\xe8"), "RGBA", (4, 4, 4, 0)),
+        (png_of_one_pixel(0, 1001, extra=b"\x03\xe8"), "RGBA", (4, 4, 4, 255)),
+        (png_of_one_pixel(2, 65535, 32896, 0), "RGB", (255, 128, 0)),
+        (png_of_one_pixel(4, 65535, 32896), "RGBA", (255, 255, 255, 128)),
+        (png_of_one_pixel(6, 65535, 32896, 0, 65535), "RGBA", (255, 128, 0, 255)),
     ],
 )
 def test_sixteen_bits_become_eight(content, mode, pixel):
