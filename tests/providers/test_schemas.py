@@ -179,13 +179,15 @@ def test_standard_requests_fit_the_schema(offer: Offer, modes: tuple[RequestMode
 def test_each_parameter_alone_fits_the_schema(offer: Offer, modes: tuple[RequestMode, ...]) -> None:
     """Every parameter of the offer, with every value of its domain, is sent as the provider takes it or not at all."""
     pictures = PICTURES[:1] if "image" in offer.params else ()
-    served = 0
-    for name in _names(offer):
-        for value in _domain(name, offer):
-            for mask in (None, MASK):
-                plan = _plan(offer, modes[0], {"prompt": "a red hat", name: value}, pictures, mask if pictures else None)
-                served += _assert_payloads_fit(plan)
-    assert served
+    mask = MASK if "mask" in offer.params and offer.params["mask"].required else None
+
+    served = [
+        _assert_payloads_fit(_plan(offer, modes[0], {"prompt": "a red hat", name: value}, pictures, mask))
+        for name in _names(offer)
+        for value in _domain(name, offer)
+    ]
+
+    assert any(served)
 
 
 @pytest.mark.parametrize(("offer", "modes"), _offers())
@@ -193,7 +195,7 @@ def test_generated_requests_fit_the_schema(offer: Offer, modes: tuple[RequestMod
     """Whatever parameters come together, what is planned is what the provider takes."""
     names = _names(offer)
 
-    @settings(max_examples=40, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=30, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow])
     @given(st.data())
     def check(data: st.DataObject) -> None:
         chosen = data.draw(st.lists(st.sampled_from(names), max_size=8, unique=True))
@@ -293,8 +295,10 @@ def _assert_payloads_fit(plan: Plan) -> bool:
 
 def _problems(schema: dict[str, Any], value: Any) -> list[str]:
     """What is wrong with a value, each with its place and the rule that it violates."""
-    found = Draft202012Validator(schema).iter_errors(value)  # pyright: ignore[reportUnknownMemberType] -- the library's own types
-    return [f"{error.json_path}: {error.message} ({error.schema_path[-1]})" for error in found]
+    validator: Any = Draft202012Validator(schema)
+    if validator.is_valid(value):
+        return []
+    return [f"{error.json_path}: {error.message} ({error.schema_path[-1]})" for error in validator.iter_errors(value)]
 
 
 def _schema(offer: Offer) -> dict[str, Any]:
