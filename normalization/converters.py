@@ -5,10 +5,11 @@ knows a provider or a model.
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TypeAlias
+from typing import TypeAlias, TypeGuard
 
 from normalization.offer import Rule, ValueType
 from normalization.pixels.formats import Size
@@ -38,10 +39,11 @@ Converter: TypeAlias = Callable[[Value, Rule, ImageRequest], Converted | Refused
 
 
 def table(value: Value, rule: Rule, request: ImageRequest) -> Converted | Refused:
-    """Look the value up: `table = { jpeg = "jpg", png = "png" }`."""
-    if isinstance(value, str) and value in rule.table:
-        return Converted(rule.table[value])
-    return Refused(f"must be one of {', '.join(rule.table)}")
+    """Look the value up: `table = { jpeg = "jpg", png = "png" }`; numbers by how they are written: `{ 2 = "2x" }`."""
+    name = str(value) if isinstance(value, str) or is_number(value) else None
+    if name is not None and name in rule.table:
+        return Converted(rule.table[name])
+    return Refused(f"must be one of {', '.join(rule.table)}; asked {name or 'something else'}")
 
 
 def image_list(value: Value, rule: Rule, request: ImageRequest) -> Converted | Refused:
@@ -55,14 +57,14 @@ def luminance_mask(value: Value, rule: Rule, request: ImageRequest) -> Converted
     """Send OpenAI's mask (transparent means edit) as a gray picture of the picture's size: white means edit."""
     if not isinstance(value, ImageRef):
         return Refused("must be a picture")
-    return Converted(value.prepared(*_as_small(request), "alpha_to_luminance"))
+    return Converted(value.prepared(*_as_large(request), "alpha_to_luminance"))
 
 
 def keep_mask(value: Value, rule: Rule, request: ImageRequest) -> Converted | Refused:
     """Send OpenAI's mask (transparent means edit) as a gray picture of the picture's size: white means keep."""
     if not isinstance(value, ImageRef):
         return Refused("must be a picture")
-    return Converted(value.prepared(*_as_small(request), "alpha_to_luminance", "luminance_inverse"))
+    return Converted(value.prepared(*_as_large(request), "alpha_to_luminance", "luminance_inverse"))
 
 
 def factor_to_reach(value: Value, rule: Rule, request: ImageRequest) -> Converted | Refused:
@@ -78,15 +80,18 @@ def factor_to_reach(value: Value, rule: Rule, request: ImageRequest) -> Converte
     allowed = sorted(float(name) for name in rule.table) or sorted(one for one in rule.choices if isinstance(one, int | float))
     reached = next((one for one in allowed if one >= wanted), allowed[-1]) if allowed else _clamped(_round_up(wanted), rule)
     sent = int(reached) if float(reached).is_integer() else reached
-    return Converted(rule.table[str(sent)] if rule.table else sent, exact=reached >= wanted)
+    return Converted(rule.table[str(sent)] if rule.table else sent, exact=reached >= wanted and not request.at_input_size)
 
 
 def longest_edge(value: Value, rule: Rule, request: ImageRequest) -> Converted | Refused:
     """Send the size wanted as the name of the smallest resolution that reaches it: `table = { 1K = "1K", 2K = "2K" }`."""
     if request.target is None:
         return Refused("must be WIDTHxHEIGHT, 1K, 2K or 4K")
-    able = [name for name, edge in RESOLUTIONS.items() if name in rule.table and edge >= max(request.target)]
-    return Converted(rule.table[able[0] if able else list(rule.table)[-1]], exact=bool(able))
+    known = [name for name in RESOLUTIONS if name in rule.table]
+    if not known:
+        return Refused("has no resolutions to choose from")
+    able = [name for name in known if RESOLUTIONS[name] >= max(request.target)]
+    return Converted(rule.table[able[0] if able else known[-1]], exact=bool(able))
 
 
 def nearest_ratio(value: Value, rule: Rule, request: ImageRequest) -> Converted | Refused:
@@ -104,10 +109,13 @@ def nearest_ratio(value: Value, rule: Rule, request: ImageRequest) -> Converted 
 
 
 def width_height(value: Value, rule: Rule, request: ImageRequest) -> Converted | Refused:
-    """Send a size as an object, each edge rounded up to the rule's multiple and within its bounds."""
-    size = request.target
+    """Send a size as an object, each edge rounded up to the rule's multiple and within its bounds.
+
+    A shape without a scale becomes a size of about a megapixel.
+    """
+    size = request.target or (None if request.shape is None else _megapixel(request.shape))
     if size is None:
-        return Refused("must be WIDTHxHEIGHT")
+        return Refused("must be WIDTHxHEIGHT or WIDTH:HEIGHT")
     multiple = int(rule.multiple_of or 1)
     edges = [_clamped(-(-edge // multiple) * multiple, rule) for edge in size]
     exact = all(sent >= asked for sent, asked in zip(edges, size, strict=True))
@@ -119,10 +127,22 @@ def invert(value: Value, rule: Rule, request: ImageRequest) -> Converted | Refus
     return Converted(not value) if isinstance(value, bool) else Refused("must be true or false")
 
 
+def with_default(value: Value, rule: Rule, request: ImageRequest) -> Converted | Refused:
+    """Send a text followed by the provider's default, which it would replace otherwise.
+
+    A text that already has a tag such as `<lora:…>` of a kind that the default has is the caller's own business and goes as it is.
+    """
+    if not isinstance(value, str):
+        return Refused("must be text")
+    default = str(rule.default)
+    own = any(kind in value for kind in re.findall(r"<\w+:", default))
+    return Converted(str(value) if own else f"{value}, {default}")
+
+
 def scaled(value: Value, rule: Rule, request: ImageRequest) -> Converted | Refused:
     """Send a number between 0 and 1 on the provider's own scale, from the rule's `min` to its `max`."""
     low, high = rule.min or 0.0, rule.max
-    if isinstance(value, bool) or not isinstance(value, int | float) or high is None:
+    if not is_number(value) or high is None:
         return Refused("must be a number")
     if not 0 <= value <= 1:
         return Refused(f"is between 0 and 1; asked {value:g}")
@@ -145,14 +165,21 @@ CONVERTERS: Mapping[str, Converter] = MappingProxyType(
             invert,
             nearest_ratio,
             width_height,
+            with_default,
         )
     }
 )
 
 
-def _as_small(request: ImageRequest) -> tuple[str, ...]:
-    """The preparation that makes the mask as small as the picture that is sent."""
-    return () if request.sent_size is None else (f"shrink-{request.sent_size}",)
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether a value is a number; booleans are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _as_large(request: ImageRequest) -> tuple[str, ...]:
+    """The preparation that makes the mask as large as the picture that is sent, if it is not."""
+    mask, picture = request.mask, request.source_size
+    return () if mask is None or picture in (None, mask.size) else (f"shrink-{picture}",)
 
 
 def _clamped(number: float, rule: Rule) -> float:
@@ -163,6 +190,11 @@ def _clamped(number: float, rule: Rule) -> float:
 def _round_up(factor: float) -> float:
     """Four decimals, upwards, so that the result is never a pixel short."""
     return math.ceil(round(factor * 10_000, 6)) / 10_000
+
+
+def _megapixel(shape: Ratio) -> Size:
+    scale = math.sqrt(1024 * 1024 / (shape.width * shape.height))
+    return Size(max(1, round(shape.width * scale)), max(1, round(shape.height * scale)))
 
 
 def _shape(ratio: str) -> float:

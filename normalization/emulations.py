@@ -10,8 +10,8 @@ from types import MappingProxyType
 from typing import TypeAlias
 
 from normalization.converters import Converted, Refused
-from normalization.offer import Rule
-from normalization.pixels.formats import FORMATS, Format, Size
+from normalization.offer import Output, Rule, Transparency
+from normalization.pixels.formats import FORMATS, OUTPUT_FORMATS, Format, Size
 from normalization.plan import Composite, Encode, Fit, Step
 from normalization.request import ImageRef, ImageRequest, Json, Value, as_number
 
@@ -28,6 +28,8 @@ class Emulated:
     copies: int = 1
     sent: Json = None
     """A value that is sent in the rule's field after all, such as the nearest one allowed."""
+    decisive: bool = False
+    """True when the native way, though taken, would not give what was asked."""
 
 
 Emulation: TypeAlias = Callable[[Value, Converted | Refused, Rule, ImageRequest], Emulated | Refused | None]
@@ -49,18 +51,18 @@ def copies(value: Value, native: Converted | Refused, rule: Rule, request: Image
     return Emulated(f"one call, delivered {request.n} times: equal calls give equal pictures here", copies=request.n)
 
 
-def fit(value: Value, native: Converted | Refused, rule: Rule, request: ImageRequest) -> Emulated | Refused:
+def fit(value: Value, native: Converted | Refused, rule: Rule, request: ImageRequest) -> Emulated | Refused | None:
     """Bring the result to exactly the size or shape asked for, from however near the native way came."""
     wanted = request.target or request.shape
     if wanted is None:
-        return native if isinstance(native, Refused) else Refused("must be WIDTHxHEIGHT or WIDTH:HEIGHT")
+        return native if isinstance(native, Refused) else None
     return Emulated(f"fitted to {wanted} ({request.fit})", steps=(Fit(wanted, request.fit, _bars(request)),))
 
 
 def resample(value: Value, native: Converted | Refused, rule: Rule, request: ImageRequest) -> Emulated | Refused | None:
     """Reach a factor beyond the provider's range, or of a picture sent smaller: its nearest factor, and the rest by resampling."""
     factor = as_number(value) if isinstance(value, int | float) else None
-    if isinstance(native, Converted) and request.sent_size is None:
+    if isinstance(native, Converted) and request.sent_size is None and not request.at_input_size:
         return None
     if factor is None or not request.images:
         return Refused("must be a number")
@@ -68,10 +70,13 @@ def resample(value: Value, native: Converted | Refused, rule: Rule, request: Ima
     size = Size(max(1, round(width * factor)), max(1, round(height * factor)))
     nearest = _nearest(size.width / (request.source_size or size).width, rule)
     sent = rule.table.get(str(nearest)) if rule.table else nearest
-    words = "resampled by the gateway" if nearest is None else f"{nearest:g} by the model, the rest resampled"
+    if nearest is None or request.at_input_size:
+        words = "resampled by the gateway"
+    else:
+        words = f"{nearest:g} by the model, the rest resampled"
     if request.target is not None:
-        return Emulated(words, sent=sent)
-    return Emulated(f"{words} to {size}", steps=(Fit(size, request.fit),), sent=sent)
+        return Emulated(words, sent=sent, decisive=True)
+    return Emulated(f"{words} to {size}", steps=(Fit(size, request.fit),), sent=sent, decisive=True)
 
 
 def composite_mask(value: Value, native: Converted | Refused, rule: Rule, request: ImageRequest) -> Emulated | Refused:
@@ -99,7 +104,7 @@ def encode_step(request: ImageRequest) -> Encode:
     return Encode(wanted, compression if isinstance(compression, int) else None, request.background_color if flat else None)
 
 
-def encoded(name: str, value: Value, request: ImageRequest) -> Emulated | Refused:
+def encoded(name: str, value: Value, request: ImageRequest, output: Output) -> Emulated | Refused:
     """What the encode does for one of its parameters, or why it cannot."""
     wanted = request.output_format or Format.PNG
     facts = FORMATS[wanted]
@@ -108,13 +113,26 @@ def encoded(name: str, value: Value, request: ImageRequest) -> Emulated | Refuse
     if name == "output_compression" and not facts.quality:
         return Refused(f"has no meaning for {wanted}, which is lossless; ask for jpeg, webp or avif", droppable=True)
     if value == "transparent" and not facts.alpha:
-        able = ", ".join(name for name, row in FORMATS.items() if row.alpha)
+        able = ", ".join(name for name in OUTPUT_FORMATS if FORMATS[name].alpha)
         return Refused(f"transparent cannot be stored in {wanted}; ask for output_format {able}")
-    if value == "transparent" and not (request.images and request.images[0].alpha):
-        return Refused("transparent cannot be made from a picture without transparency; leave it out, or use a model that cuts out")
+    if value == "transparent" and not _transparent(request, output):
+        return Refused(f"transparent cannot be had: {_OPAQUE[output.alpha]}; leave it out, or use a model that cuts out")
     if value == "opaque":
         return Emulated(f"laid on {request.background_color}")
     return Emulated("kept" if name == "background" else "encoded by the gateway")
+
+
+_OPAQUE = {
+    None: "this model's results are opaque",
+    Transparency.KEPT: "the picture has no transparency to keep",
+}
+"""Why a result will have no transparent pixels."""
+
+
+def _transparent(request: ImageRequest, output: Output) -> bool:
+    """Whether results will have transparent pixels."""
+    kept = output.alpha is Transparency.KEPT and bool(request.images) and request.images[0].alpha
+    return kept or output.alpha is Transparency.MADE
 
 
 def _nearest(factor: float, rule: Rule) -> float | int | None:

@@ -61,6 +61,10 @@ class Rule:
     """What is not certain of this rule."""
     emulate: str | None = None
     """Name of the emulation for whatever the native way cannot do."""
+    blocked: str | None = None
+    """Why the parameter is never sent, though the provider has it; asking for it makes the offer ineligible."""
+    at_input_size: bool = False
+    """True when sending this parameter makes results come back at the first picture's own size, whatever the factor."""
 
 
 class PriceUnit(StrEnum):
@@ -92,6 +96,17 @@ class Price:
     """Whether each picture's megapixels are rounded up to whole ones."""
     tiers: tuple[tuple[Decimal, Decimal], ...] = ()
     """For tiers: up to so many megapixels, so many dollars per image; ascending."""
+    uncertain: str | None = None
+    """What is not certain of this price."""
+
+
+class Transparency(StrEnum):
+    """Where the transparency of an offer's results comes from."""
+
+    MADE = "made"
+    """The model cuts out."""
+    KEPT = "kept"
+    """What was transparent in the picture stays so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +119,8 @@ class Output:
     """The format; None where it is not known."""
     pixels: int | None = None
     """About how many, for quotes; None: as the input, times the factor where there is one."""
+    alpha: Transparency | None = None
+    """None: results are opaque, or nobody has said."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from normalization.converters import CONVERTERS, Converted, Refused
+from normalization.converters import CONVERTERS, Converted, Refused, is_number
 from normalization.emulations import EMULATIONS, ENCODE, Emulated, encode_step, encoded
 from normalization.offer import Offer, Rule, ValueType, Verb
 from normalization.pixels.formats import Format, Size, needs_cleaning
@@ -58,7 +58,7 @@ def plan_request(request: ImageRequest, offer: Offer, known: frozenset[str] = fr
         offer: Who would serve it.
         known: All parameter names of the catalog; a name outside it goes to the provider as it is.
     """
-    request = replace(request, sent_size=_sent_size(request, offer))
+    request = replace(request, sent_size=_sent_size(request, offer), at_input_size=_at_input_size(request, offer))
     claimed = _claimed_fields(request, offer)
     outcomes = {
         name: _decide(name, value, request, offer, claimed, known)
@@ -76,9 +76,9 @@ def plan_request(request: ImageRequest, offer: Offer, known: frozenset[str] = fr
     return Plan(
         offer=offer,
         calls=calls,
-        steps=tuple(sorted(dict.fromkeys((*steps, *encode)), key=lambda step: STEP_ORDER.index(type(step)))),
+        steps=tuple(sorted(dict.fromkeys((*steps, *encode)), key=_place)),
         decisions=tuple(_with_seeds(outcomes[name].decision, seeds) for name in request.asked),
-        copies=max((outcome.emulated.copies for outcome in outcomes.values() if outcome.emulated), default=1),
+        copies=emulated.copies if "n" in outcomes and (emulated := outcomes["n"].emulated) else 1,
         missing=tuple(name for name, rule in offer.params.items() if rule.required and not request.asked.get(name)),
     )
 
@@ -90,11 +90,13 @@ def _decide(
     parameter = PARAMETERS.get(name)
     if parameter is not None and parameter.served is not None:
         return _Outcome(Decision(name, Mode.EMULATED, asked, emulation=parameter.served), {})
-    rule = offer.params.get(name) or _rule_by_field(name, offer)
+    rule = offer.params.get(name) or _rule_by_field(name, request, offer)
     if value in ("auto", "") and (name in PARAMETERS or name in known) and not (rule is not None and value in rule.choices):
         return _Outcome(Decision(name, Mode.PASSTHROUGH, asked, emulation="left to the model"), {})
     if rule is None:
         return _without_rule(name, value, asked, offer, known)
+    if rule.blocked is not None:
+        return _unsupported(name, asked, Refused(rule.blocked), offer)
     ruled = _ruled_by_size(name, value, request)
     if ruled is not None:
         return _unsupported(name, asked, ruled, offer) if isinstance(ruled, Refused) else _Outcome(ruled, {})
@@ -130,14 +132,15 @@ def _served(
     name: str, asked: Json, rule: Rule, native: Converted | Refused, emulated: Emulated | None, request: ImageRequest
 ) -> _Outcome:
     """The parameter reaches the result: natively, by the gateway, or by both."""
-    mode = _MODES[rule.verb] if rule.verb and isinstance(native, Converted) and native.exact else Mode.EMULATED
+    whole = isinstance(native, Converted) and native.exact and not (emulated and emulated.decisive)
+    mode = _MODES[rule.verb] if rule.verb and whole else Mode.EMULATED
     sent = native.value if isinstance(native, Converted) else emulated.sent if emulated else None
     payload: Payload = {} if sent is None else {rule.to or name: sent}
     if emulated and emulated.calls and rule.verb:
         shown_sent: Mapping[str, Json] = {rule.to or name: list(emulated.calls)}
     else:
         shown_sent = {key: shown(item, request) for key, item in payload.items()}
-    words = emulated.words if emulated else _preparation(native, request)
+    words = emulated.words if emulated else _preparation(native, rule)
     return _Outcome(Decision(name, mode, asked, shown_sent, emulation=words), payload, emulated)
 
 
@@ -159,19 +162,25 @@ def _without_rule(name: str, value: Value, asked: Json, offer: Offer, known: fro
 
 def _claimed_fields(request: ImageRequest, offer: Offer) -> frozenset[str]:
     """Provider fields that an asked parameter sets directly: a conversion of another parameter stays away from them."""
-    rules = ((name, offer.params.get(name) or _rule_by_field(name, offer)) for name in request.asked)
+    rules = ((name, offer.params.get(name) or _rule_by_field(name, request, offer)) for name in request.asked)
     direct = (Verb.PASSTHROUGH, Verb.RENAME)
     return frozenset(rule.to or name for name, rule in rules if rule is not None and rule.verb in direct)
 
 
-def _rule_by_field(field: str, offer: Offer) -> Rule | None:
-    """The rule for a provider's own name of a parameter: sent as it is, within the limits that rule has for it."""
-    for rule in offer.params.values():
-        if rule.to == field and rule.verb is Verb.RENAME:
+def _rule_by_field(field: str, request: ImageRequest, offer: Offer) -> Rule | None:
+    """The rule for a provider's own name of a parameter: sent as it is, within the limits that rule has for it.
+
+    Pictures and their number are the gateway's business, so they have one name only; and nothing is asked for twice.
+    """
+    owners = {name: rule for name, rule in offer.params.items() if rule.to == field}
+    for name, rule in owners.items():
+        if name in ("image", "mask", "n"):
+            return Rule(blocked=f"is the provider's name for `{name}`; send it as that")
+        if rule.verb is Verb.RENAME and name in request.asked:
+            return Rule(blocked=f"is the provider's name for `{name}`, which was asked for too; send one of them")
+        if rule.verb is Verb.RENAME:
             return replace(rule, verb=Verb.PASSTHROUGH, emulate=None, type=rule.type or ValueType.JSON)
-        if rule.to == field and rule.verb is Verb.CONVERT:
-            return Rule(Verb.PASSTHROUGH, field, type=ValueType.JSON)
-    return None
+    return Rule(Verb.PASSTHROUGH, field, type=ValueType.JSON) if owners else None
 
 
 def _native(name: str, value: Value, rule: Rule, request: ImageRequest, claimed: frozenset[str]) -> Converted | Refused:
@@ -179,7 +188,7 @@ def _native(name: str, value: Value, rule: Rule, request: ImageRequest, claimed:
     if rule.verb is None:
         return Refused("has no form there")
     if rule.verb is Verb.CONVERT and rule.to in claimed:
-        return Refused(f"sets {rule.to}, which was asked for by name")
+        return Refused(f"sets {rule.to}, which was asked for by name", droppable=True)
     if isinstance(value, tuple) and not isinstance(value, Size | Ratio):
         return _pictures(value, rule, request)
     if rule.verb is Verb.CONVERT:
@@ -199,6 +208,16 @@ def _sent_size(request: ImageRequest, offer: Offer) -> Size | None:
     return None if smaller == request.images[0].size else smaller
 
 
+def _at_input_size(request: ImageRequest, offer: Offer) -> bool:
+    """Whether something asked makes the results come back at the first picture's own size."""
+    return any(name in request.asked and rule.at_input_size for name, rule in offer.params.items())
+
+
+def _place(step: Step) -> tuple[int, bool]:
+    """Where a step comes in a plan: a size before a shape, which is cut out of it."""
+    return STEP_ORDER.index(type(step)), isinstance(step, Fit) and isinstance(step.size, Ratio)
+
+
 def _shrunk(size: Size, rule: Rule) -> Size:
     """The largest size of the same shape within the rule's limits."""
     by_pixels = math.sqrt(rule.max_pixels / size.pixels) if rule.max_pixels else 1.0
@@ -207,17 +226,19 @@ def _shrunk(size: Size, rule: Rule) -> Size:
     return size if scale >= 1.0 else Size(max(1, int(size.width * scale)), max(1, int(size.height * scale)))
 
 
-def _preparation(native: Converted | Refused, request: ImageRequest) -> str | None:
-    """What is done to pictures before they are sent, in words."""
+def _preparation(native: Converted | Refused, rule: Rule) -> str | None:
+    """What is done to pictures before they are sent, and what that entails, in words."""
     sent = native.value if isinstance(native, Converted) else None
     refs = (sent,) if isinstance(sent, ImageRef) else sent if isinstance(sent, tuple) else ()
-    words = {words for ref in refs if isinstance(ref, ImageRef) for words in map(_in_words, ref.prepare)}
-    return "; ".join(sorted(words)) or None
+    words = {words for ref in refs if isinstance(ref, ImageRef) for words in (_in_words(ref, one) for one in ref.prepare)}
+    entailed = ("results come back at the picture's own size",) if rule.at_input_size else ()
+    return "; ".join((*sorted(words), *entailed)) or None
 
 
-def _in_words(preparation: str) -> str:
+def _in_words(ref: ImageRef, preparation: str) -> str:
     if preparation.startswith("shrink-"):
-        return f"shrunk to {preparation.removeprefix('shrink-')}, the largest that is taken"
+        why = "the size of the picture" if ref.name == "mask" else "the largest that is taken"
+        return f"brought to {preparation.removeprefix('shrink-')}, {why}"
     return {"clean": "sent as an upright sRGB png without metadata"}.get(preparation, "sent as a gray mask")
 
 
@@ -247,7 +268,7 @@ def _within_limits(value: Value, rule: Rule) -> Converted | Refused:
     if isinstance(value, Size | Ratio | Format | FitMode):
         value = str(value)
     if rule.choices and value not in rule.choices:
-        return Refused(f"must be one of {', '.join(map(str, rule.choices))}; asked {value}")
+        return Refused(f"must be one of {', '.join(map(_worded, rule.choices))}; asked {_worded(value)}")
     if isinstance(value, int | float) and not isinstance(value, bool):
         if rule.min is not None and value < rule.min:
             return Refused(f"is at least {rule.min:g}; asked {value:g}")
@@ -258,6 +279,10 @@ def _within_limits(value: Value, rule: Rule) -> Converted | Refused:
     return Converted(value)
 
 
+def _worded(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 def _decide_file(request: ImageRequest, offer: Offer, *, touched: bool) -> tuple[dict[str, _Outcome], tuple[Encode, ...]]:
     """Decide what concerns the file: natively if the provider can do all of it and no pixel is touched, else in one encode."""
     asked = {name: value for name, value in request.asked.items() if name in FILE_PARAMS}
@@ -265,20 +290,23 @@ def _decide_file(request: ImageRequest, offer: Offer, *, touched: bool) -> tuple
         offer, params={name: replace(rule, emulate=None) for name, rule in offer.params.items() if name in FILE_PARAMS}
     )
     native = {name: _decide(name, value, request, by_hand, frozenset(), frozenset()) for name, value in asked.items()}
-    lacking = [name for name, outcome in native.items() if outcome.decision.mode is Mode.UNSUPPORTED]
-    mended = [name for name in lacking if name in offer.params and offer.params[name].emulate == ENCODE]
-    if not touched and not mended:
-        return native, ()
-    outcomes = {name: _encoded(name, value, request, offer, native[name]) for name, value in asked.items()}
-    useful = touched or any(outcome.decision.mode is Mode.EMULATED for outcome in outcomes.values())
-    return (outcomes, (encode_step(request),)) if useful else (outcomes, ())
+    by_encode = {name: _encoded(name, value, request, offer, native[name]) for name, value in asked.items()}
+    lacking = {name for name, outcome in native.items() if outcome.decision.mode is Mode.UNSUPPORTED or _idle(name, by_encode)}
+    if touched or any(by_encode[name].decision.mode is Mode.EMULATED for name in lacking):
+        return by_encode, (encode_step(request),)
+    return {name: by_encode[name] if name in lacking else outcome for name, outcome in native.items()}, ()
+
+
+def _idle(name: str, by_encode: Mapping[str, _Outcome]) -> bool:
+    """Whether a file parameter has no meaning in the format asked for, so that sending it would do nothing."""
+    return name == "output_compression" and by_encode[name].decision.mode is Mode.UNSUPPORTED
 
 
 def _encoded(name: str, value: Value, request: ImageRequest, offer: Offer, native: _Outcome) -> _Outcome:
     rule = offer.params.get(name)
     if value == "auto" or rule is None or rule.emulate != ENCODE:
         return native
-    result = encoded(name, value, request)
+    result = encoded(name, value, request, offer.output)
     if isinstance(result, Refused):
         return _unsupported(name, shown(value, request), result, offer)
     return _Outcome(Decision(name, Mode.EMULATED, shown(value, request), emulation=result.words), {}, result)
@@ -320,13 +348,13 @@ def coerce(value: Value, kind: ValueType) -> Json:
         return None
     match kind:
         case ValueType.TEXT:
-            return str(value) if isinstance(value, str) else None
+            return str(value) if isinstance(value, str) or is_number(value) else None
         case ValueType.INTEGER:
-            return as_integer(_plain(value))
+            return as_integer(_read(value))
         case ValueType.NUMBER:
-            return as_number(_plain(value))
+            return as_number(_read(value))
         case ValueType.BOOLEAN:
-            return as_boolean(_plain(value))
+            return as_boolean(_read(value))
         case ValueType.JSON:
             return guess(value)
 
@@ -353,6 +381,11 @@ def _structure(text: Text) -> Json:
         return json.loads(text)
     except (ValueError, RecursionError):
         return None
+
+
+def _read(value: Value) -> Json:
+    """The value, ready to be read as a number or a boolean: text in JSON may stand for one as well as text in a form."""
+    return Text(value) if isinstance(value, str) else _plain(value)
 
 
 def _plain(value: Value) -> Json:

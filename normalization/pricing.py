@@ -146,13 +146,11 @@ def _nano(usd: Decimal) -> Decimal:
 def expected_pixels(plan: Plan, request: ImageRequest) -> int | None:
     """Pixels of one result as the provider will make it, as far as plan and request tell."""
     offer, payload = plan.offer, plan.calls[0].payload
-    if offer.output.pixels is not None:
-        return offer.output.pixels
     sized = next((value for value in payload.values() if isinstance(value, Mapping)), None)
     if sized is not None and isinstance(width := sized.get("width"), int) and isinstance(height := sized.get("height"), int):
         return width * height
-    if request.source_size is None:
-        return None
+    if offer.output.pixels is not None or request.source_size is None:
+        return offer.output.pixels
     rule = offer.params.get("scale_factor")
     sent = payload.get(rule.to or "scale_factor", rule.default) if rule is not None else None
     factor = _factor(sent, rule)

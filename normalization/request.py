@@ -11,7 +11,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
-from normalization.pixels.formats import Format, ImageInfo, Size
+from normalization.pixels.formats import OUTPUT_FORMATS, Format, ImageInfo, Size
 
 Json: TypeAlias = bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"] | None
 
@@ -96,6 +96,8 @@ class ImageRequest:
     mask: ImageInfo | None = None
     sent_size: Size | None = None
     """The size at which the first picture is sent, where an offer takes only smaller ones."""
+    at_input_size: bool = False
+    """Whether the offer gives its results at the first picture's own size, whatever the factor."""
 
     @property
     def n(self) -> int:
@@ -280,7 +282,6 @@ MAX_EDGE = 16_384
 
 _RATIO = r"[1-9]\d{0,3}:[1-9]\d{0,3}"
 _SIZE = rf"auto|[1-9]\d{{0,5}}x[1-9]\d{{0,5}}|{_RATIO}"
-_FORMATS = tuple(Format)
 
 PARAMETERS: Mapping[str, Parameter] = MappingProxyType(
     {
@@ -301,7 +302,7 @@ PARAMETERS: Mapping[str, Parameter] = MappingProxyType(
             Parameter("seed", *_integer()),
             Parameter("quality", *_choice("auto", "low", "medium", "high", "standard", "hd", "xhigh", "max")),
             Parameter("background", *_choice("auto", "transparent", "opaque")),
-            Parameter("output_format", *_choice(*_FORMATS, aliases={"jpg": "jpeg"})),
+            Parameter("output_format", *_choice(*OUTPUT_FORMATS, aliases={"jpg": "jpeg"})),
             Parameter("output_compression", *_integer(0, 100)),
             Parameter("response_format", *_choice("url", "b64_json"), served="answered by the gateway"),
             Parameter("enable_safety_checker", *_boolean()),

@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from normalization.converters import CONVERTERS
 from normalization.emulations import EMULATIONS, ENCODE
-from normalization.offer import Model, Offer, Output, Price, PriceUnit, Rule, ValueType, Verb
+from normalization.offer import Model, Offer, Output, Price, PriceUnit, Rule, Transparency, ValueType, Verb
 from normalization.pixels.formats import Format
 from normalization.request import PARAMETERS, RequestMode
 from providers.registry import PROVIDER_NAMES
@@ -31,9 +31,13 @@ class Catalog:
     def __init__(self, models: Iterable[Model]) -> None:
         self.models: Mapping[str, Model] = MappingProxyType({model.id: model for model in models})
         self.parameters = frozenset(PARAMETERS) | {
-            name for model in self.models.values() for offer in model.offers for name in offer.params
+            known
+            for model in self.models.values()
+            for offer in model.offers
+            for name, rule in offer.params.items()
+            for known in (name, rule.to or name)
         }
-        """Every parameter name that some entry knows."""
+        """Every parameter name that some entry knows, providers' own names included."""
 
     def endpoints(self, provider: str) -> tuple[str, ...]:
         """What a provider is asked for, over all models."""
@@ -106,10 +110,10 @@ def read_model(path: Path) -> Model:
         raise CatalogError(f"{path}: {error}") from error
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise CatalogError(
-            f"{path}:{_line_of(text, first['loc'])}: {where}: {first['msg'].removeprefix('Value error, ')}"
-        ) from error
+        wrong = first.get("ctx", {}).get("error")
+        place = (*first["loc"], "params", wrong.param) if isinstance(wrong, _WrongRule) else first["loc"]
+        where = ".".join(str(part) for part in place)
+        raise CatalogError(f"{path}:{_line_of(text, place)}: {where}: {first['msg'].removeprefix('Value error, ')}") from error
 
 
 def _refuse_twins(folder: Path, models: list[Model]) -> None:
@@ -136,8 +140,21 @@ def _line_of(text: str, location: tuple[int | str, ...]) -> int:
             tables = [number for number, line in enumerate(lines) if line.strip() == "[[offers]]"]
             at = tables[part] if part < len(tables) else at
             continue
-        at = next((number for number in range(at, len(lines)) if lines[number].split("=")[0].strip() == part), at)
+        at = next((number for number in range(at, len(lines)) if _key_of(lines[number]) == part), at)
     return at + 1
+
+
+def _key_of(line: str) -> str:
+    """What a line defines: its key, or the last part of a table's name."""
+    return line.split("=")[0].strip().strip("[]").rpartition(".")[2].strip('"')
+
+
+class _WrongRule(ValueError):
+    """A rule that is well formed, but not for this parameter."""
+
+    def __init__(self, param: str, message: str) -> None:
+        super().__init__(message)
+        self.param = param
 
 
 class _File(BaseModel):
@@ -149,6 +166,33 @@ class _File(BaseModel):
 def _spelled_out(rule: Any) -> Any:
     """`"passthrough"` stands for `{ passthrough = true }`."""
     return {"passthrough": True} if rule == "passthrough" else rule
+
+
+_NEEDED: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "table": ("table",),
+        "nearest_ratio": ("choices",),
+        "longest_edge": ("table",),
+        "factor_to_reach": ("max", "choices", "table"),
+        "scaled": ("max",),
+        "with_default": ("default",),
+    }
+)
+"""What a conversion cannot do without: one of these keys."""
+
+_EMULATED: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "fan_out": ("n",),
+        "copies": ("n",),
+        "fit": ("size", "aspect_ratio", "resolution"),
+        "resample": ("scale_factor",),
+        "composite_mask": ("mask",),
+        ENCODE: ("output_format", "output_compression", "background"),
+    }
+)
+"""The parameters that an emulation is for."""
+
+_PICTURES = ("image", "mask")
 
 
 class _RuleTable(_File):
@@ -169,13 +213,17 @@ class _RuleTable(_File):
     max_edge: int | None = Field(None, gt=0)
     uncertain: str | None = None
     emulate: str | None = None
+    blocked: str | None = Field(None, min_length=1)
+    at_input_size: bool = False
 
     @model_validator(mode="after")
     def _consistent(self) -> "_RuleTable":
         ways = [way for way in (self.passthrough, self.rename, self.convert) if way is not None]
         if len(ways) > 1:
             raise ValueError("one native way: passthrough, rename or convert")
-        if not ways and self.emulate is None:
+        if self.blocked is not None and (ways or self.emulate is not None or self.required):
+            raise ValueError("a blocked parameter has no native way, no emulation, and is not required")
+        if not ways and self.emulate is None and self.blocked is None:
             raise ValueError("no native way and no emulation: leave the parameter out if the offer lacks it")
         if self.convert is not None and (self.convert not in CONVERTERS or self.to is None):
             raise ValueError(f"convert names one of {', '.join(CONVERTERS)}, with `to`")
@@ -185,7 +233,19 @@ class _RuleTable(_File):
             raise ValueError(f"emulate names one of {', '.join((*EMULATIONS, ENCODE))}")
         if self.min is not None and self.max is not None and self.min > self.max:
             raise ValueError("min is above max")
+        needed = _NEEDED.get(self.convert or "", ())
+        if needed and not self.model_fields_set.intersection(needed):
+            raise ValueError(f"{self.convert} needs {' or '.join(f'`{name}`' for name in needed)}")
+        if self.convert is None and self.default is not None and not self._allows(self.default):
+            raise ValueError("default is a value that the rule does not allow")
         return self
+
+    def _allows(self, value: Any) -> bool:
+        if self.choices:
+            return value in self.choices
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return True
+        return (self.min is None or value >= self.min) and (self.max is None or value <= self.max)
 
     def rule(self) -> Rule:
         verb = Verb.PASSTHROUGH if self.passthrough else Verb.RENAME if self.rename else Verb.CONVERT if self.convert else None
@@ -206,6 +266,8 @@ class _RuleTable(_File):
             max_edge=self.max_edge,
             uncertain=self.uncertain,
             emulate=self.emulate,
+            blocked=self.blocked,
+            at_input_size=self.at_input_size,
         )
 
 
@@ -218,6 +280,7 @@ class _PriceTable(_File):
     unknown: str | None = None
     typical_s: Decimal | None = Field(None, gt=0)
     round_up: bool = False
+    uncertain: str | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -244,19 +307,20 @@ class _PriceTable(_File):
         }
         for unit, usd in priced.items():
             if usd is not None:
-                return Price(unit, usd, typical_s=self.typical_s, round_up=self.round_up)
+                return Price(unit, usd, typical_s=self.typical_s, round_up=self.round_up, uncertain=self.uncertain)
         if self.tiers is not None:
-            return Price(PriceUnit.TIER, tiers=self.tiers)
-        return Price(PriceUnit.UNKNOWN, why=self.unknown)
+            return Price(PriceUnit.TIER, tiers=self.tiers, uncertain=self.uncertain)
+        return Price(PriceUnit.UNKNOWN, why=self.unknown, uncertain=self.uncertain)
 
 
 class _OutputTable(_File):
     field: str = "images"
     format: Format | None = None
     pixels: int | None = Field(default=None, gt=0)
+    alpha: Transparency | None = None
 
     def output(self) -> Output:
-        return Output(field=self.field, format=self.format, pixels=self.pixels)
+        return Output(field=self.field, format=self.format, pixels=self.pixels, alpha=self.alpha)
 
 
 class _OfferTable(_File):
@@ -275,6 +339,31 @@ class _OfferTable(_File):
     def _provider_exists(self) -> "_OfferTable":
         if self.provider not in PROVIDER_NAMES:
             raise ValueError(f"provider is one of {', '.join(PROVIDER_NAMES)}")
+        return self
+
+    @model_validator(mode="after")
+    def _rules_fit_their_parameters(self) -> "_OfferTable":
+        for name, rule in self.params.items():
+            if rule.emulate is not None and name not in _EMULATED[rule.emulate]:
+                raise _WrongRule(name, f"{rule.emulate} emulates {', '.join(_EMULATED[rule.emulate])}")
+            if name not in (*PARAMETERS, *_PICTURES) and rule.type is None and rule.blocked is None:
+                raise _WrongRule(name, "a provider's own parameter needs a type: text, integer, number, boolean or json")
+            if name not in _PICTURES and (rule.formats or rule.max_pixels or rule.max_edge):
+                raise _WrongRule(name, "formats, max_pixels and max_edge are for pictures")
+        return self
+
+    @model_validator(mode="after")
+    def _fields_are_set_once(self) -> "_OfferTable":
+        direct = {name: rule.rename or name for name, rule in self.params.items() if rule.rename or rule.passthrough}
+        for name, field in direct.items():
+            if list(direct.values()).count(field) > 1:
+                raise _WrongRule(name, f"another parameter sets {field} as well")
+            if field in self.fixed:
+                raise _WrongRule(name, f"{field} is fixed")
+        declared = {rule.rename or rule.to or name for name, rule in self.params.items()}
+        for field in self.master:
+            if field not in declared:
+                raise ValueError(f"master asks for {field}, which no parameter sets")
         return self
 
     def offer(self) -> Offer:

@@ -25,6 +25,9 @@ NATIVE = {
     "background": Rule(emulate="encode"),
     "seed": Rule(Verb.PASSTHROUGH),
     "steps": Rule(Verb.PASSTHROUGH, type=ValueType.INTEGER, min=1, max=50),
+    "creativity": Rule(Verb.RENAME, "strength", min=0, max=1),
+    "tolerance": Rule(Verb.PASSTHROUGH, type=ValueType.TEXT, choices=("1", "2")),
+    "weights_url": Rule(blocked="would make the model load whatever stands there"),
 }
 UPSCALER = {
     "image": IMAGE,
@@ -59,7 +62,15 @@ def decided(plan: Plan, param: str) -> Decision:
         pytest.param({"style": "vivid"}, "style", Mode.UNSUPPORTED, {}, id="known elsewhere"),
         pytest.param({"user": "u1"}, "user", Mode.EMULATED, {}, id="never a provider's business"),
         pytest.param({"zoom": Text("1.5")}, "zoom", Mode.PASSTHROUGH, {"zoom": 1.5}, id="unknown to everybody"),
-        pytest.param({"num_images": 3}, "num_images", Mode.PASSTHROUGH, {"num_images": 3}, id="the provider's own name"),
+        pytest.param({"strength": 0.5}, "strength", Mode.PASSTHROUGH, {"strength": 0.5}, id="the provider's own name"),
+        pytest.param(
+            {"num_images": 3}, "num_images", Mode.UNSUPPORTED, {}, id="the provider's own name of what the gateway counts"
+        ),
+        pytest.param({"image_url": "https://x"}, "image_url", Mode.UNSUPPORTED, {}, id="the provider's own name of a picture"),
+        pytest.param({"strength": 0.5, "creativity": 0.4}, "strength", Mode.UNSUPPORTED, {}, id="both names of one thing"),
+        pytest.param({"weights_url": "https://x"}, "weights_url", Mode.UNSUPPORTED, {}, id="blocked"),
+        pytest.param({"steps": "12"}, "steps", Mode.PASSTHROUGH, {"steps": 12}, id="JSON text typed by the schema"),
+        pytest.param({"tolerance": 2}, "tolerance", Mode.PASSTHROUGH, {"tolerance": "2"}, id="a number where text is declared"),
     ],
 )
 def test_each_value_gets_its_mode(fields: dict[str, Json], param: str, mode: Mode, sent: dict[str, Json]):
