@@ -5,24 +5,15 @@ gateway in front of it, and the relay. Exits with 1 if 64 edits of 8 MB in fligh
 """
 
 import asyncio
-import json
 import os
-import signal
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
+from bench._loopback import Send, gateway, noise, sender, started
 
 GROWTH_LIMIT_MB = 200
-_BOUNDARY = b"bench-boundary"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +50,15 @@ def main() -> None:
     print(f"{'case':<22}{'gateway CPU ms':>16}{'relay CPU ms':>14}{'ratio':>7}{'gateway +MB':>13}{'relay +MB':>11}{'failed':>8}")
     grown = 0.0
     for case in CASES:
-        upload, result = _noise(case.upload_mb), _noise(case.result_mb)
+        upload, result = noise(case.upload_mb), noise(case.result_mb)
         with tempfile.TemporaryDirectory(prefix="bench-") as folder:
             picture = Path(folder) / "result.png"
             picture.write_bytes(result)
-            with _started("bench._stub_backend", str(picture), str(case.at_once)) as stub:
-                ours = _measure_gateway(case, upload, stub, Path(folder))
-                relay = _measure_relay(case, upload, stub)
+            with started("bench._stub_backend", str(picture), str(case.at_once)) as stub:
+                with gateway(stub, case.at_once, Path(folder)) as served:
+                    ours = asyncio.run(_measured(served.pid, case, sender(served, upload, case.result_mb)))
+                with started("bench._relay", stub.address) as relaying:
+                    relay = asyncio.run(_measured(relaying.pid, case, sender(relaying, upload, case.result_mb)))
         ratio = ours.cpu_ms / relay.cpu_ms
         print(
             f"{case.name:<22}{ours.cpu_ms:>16.2f}{relay.cpu_ms:>14.2f}{ratio:>7.1f}"
@@ -74,41 +67,6 @@ def main() -> None:
         grown = max(grown, ours.grown_mb if case.at_once == 64 else 0.0)
     print(f"64 edits of 8 MB in flight: the gateway grew by {grown:.0f} MB (limit {GROWTH_LIMIT_MB}).")
     sys.exit(0 if grown < GROWTH_LIMIT_MB else 1)
-
-
-def _measure_gateway(case: Case, upload: bytes, stub: str, folder: Path) -> Figures:
-    backends = [{"name": "stub", "url": stub, "models": ["detail-upscaler"], "slots": case.at_once}]
-    env = {
-        **os.environ,
-        "GATEWAY_LOCAL__BACKENDS": json.dumps(backends),
-        "GATEWAY_LOG__LEVEL": "error",
-        "GATEWAY_DATABASE_URL": f"sqlite:///{folder}/bench.db",
-        "GATEWAY_STORAGE_URL": f"file://{folder}/pictures",
-        "GATEWAY_SECRET_KEY": "bench",
-        "TMPDIR": str(folder),
-    }
-    made = subprocess.run(
-        [sys.executable, "-m", "gateway", "keys", "create", "--tenant", "bench", "--json"], env=env, check=True, capture_output=True
-    )
-    key = json.loads(made.stdout)["key"]
-    port = _free_port()
-    process = subprocess.Popen([sys.executable, "-m", "gateway", "serve", "--port", str(port)], env=env)
-    try:
-        _wait_for(port)
-        send = _sender(port, key, upload, case)
-        return asyncio.run(_measured(process.pid, case, send))
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
-
-
-def _measure_relay(case: Case, upload: bytes, stub: str) -> Figures:
-    with _started("bench._relay", stub) as address:
-        port = int(address.rpartition(":")[2])
-        return asyncio.run(_measured(_LAST_PID[0], case, _sender(port, "none", upload, case)))
-
-
-Send = Callable[[], Awaitable[bool]]
 
 
 async def _measured(pid: int, case: Case, send: Send) -> Figures:
@@ -122,84 +80,6 @@ async def _measured(pid: int, case: Case, send: Send) -> Figures:
         failed += answers.count(False)
     rounds = max(1, case.requests // case.at_once) * case.at_once
     return Figures((_cpu_s(pid) - before_cpu) * 1000 / rounds, _memory_mb(pid, "VmHWM") - rest, failed)
-
-
-def _sender(port: int, key: str, upload: bytes, case: Case) -> Send:
-    head = b"--%b\r\nContent-Disposition: form-data; name=" % _BOUNDARY
-    body = [
-        head + b'"model"\r\n\r\ndetail-upscaler\r\n' + head + b'"response_format"\r\n\r\nb64_json\r\n',
-        head + b'"image"; filename="a.png"\r\nContent-Type: image/png\r\n\r\n',
-        upload,
-        b"\r\n--%b--\r\n" % _BOUNDARY,
-    ]
-    length = sum(map(len, body))
-    request = (
-        f"POST /v1/images/edits HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\nConnection: close\r\n"
-        f"Content-Type: multipart/form-data; boundary={_BOUNDARY.decode()}\r\nContent-Length: {length}\r\n\r\n"
-    ).encode()
-
-    async def send() -> bool:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**20)
-        writer.write(request)
-        for part in body:
-            for at in range(0, len(part), 2**18):
-                writer.write(part[at : at + 2**18])
-                await writer.drain()
-        status = await reader.readline()
-        received = 0
-        while block := await reader.read(2**18):
-            received += len(block)
-        writer.close()
-        return b" 200 " in status and received > case.result_mb * 1e6
-
-    return send
-
-
-def _noise(megabytes: float) -> bytes:
-    """A valid PNG of about that size: noise does not compress."""
-    edge = max(8, int((megabytes * 1e6 / 3) ** 0.5))
-    pixels = np.random.default_rng(1).integers(0, 256, (edge, edge, 3), dtype=np.uint8)
-    out = BytesIO()
-    Image.fromarray(pixels).save(out, "PNG", compress_level=1)
-    return out.getvalue()
-
-
-_LAST_PID = [0]
-
-
-@contextmanager
-def _started(module: str, *arguments: str) -> Iterator[str]:
-    """Run a module of this folder; it prints its address when it listens."""
-    process = subprocess.Popen([sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, text=True)
-    _LAST_PID[0] = process.pid
-    try:
-        assert process.stdout is not None
-        yield process.stdout.readline().strip()
-    finally:
-        process.terminate()
-        process.wait(20)
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def _wait_for(port: int) -> None:
-    import socket
-
-    for _ in range(300):
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-        except OSError:
-            time.sleep(0.1)
-        else:
-            time.sleep(1.0)
-            return
-    raise TimeoutError("the gateway did not start")
 
 
 def _cpu_s(pid: int) -> float:
