@@ -130,7 +130,7 @@ async def _prepare_one(ref: ImageRef, originals: Originals, scratch: Scratch, by
     prepared = scratch.path(".png")
     with by.metrics.conversion_seconds.labels("prepare").time():
         try:
-            await by.pixels.run(prepare_file, original.path, ref.prepare, prepared, pixels=original.info.size.pixels)
+            await by.pixels.run(prepare_file, original.path, ref.prepare, prepared, pixels=original.info.size.pixels, patient=True)
         except (UnreadablePicture, InvalidImage) as error:
             words = f"`{ref.name}` cannot be read as a picture; it may be damaged"
             raise ProviderFailure(FailureKind.CALLER_FAULT, words, detail=str(error), param=ref.name) from error

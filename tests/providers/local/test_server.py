@@ -44,8 +44,16 @@ class Backend:
         return [path for path in self.temporary.rglob("*") if path.is_file()]
 
     def workers(self) -> list[int]:
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
-        return [int(pid) for pid in children.split()]
+        # /proc/…/children is only exact while nothing forks (proc(5)), so every process is asked for its parent.
+        running = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+        return sorted(pid for pid in running if _parent(pid) == self.process.pid)
+
+
+def _parent(pid: int) -> int | None:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return None
 
 
 @contextmanager
