@@ -91,6 +91,7 @@ class _Worker:
     def __init__(self, process: Process) -> None:
         self._process = process
         self._busy = False
+        self._stops = 0
 
     @classmethod
     async def start(cls, model: str) -> "_Worker":
@@ -122,7 +123,8 @@ class _Worker:
         self._busy = True
         try:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # then the reply says how it died
-                stdin.write(json.dumps({"inputs": inputs, "output": str(output)}, default=str).encode() + b"\n")
+                task = {"inputs": inputs, "output": str(output), "stops": self._stops}
+                stdin.write(json.dumps(task, default=str).encode() + b"\n")
                 await stdin.drain()
             ended = await self._until_ended(on_progress)
         except asyncio.CancelledError:
@@ -157,6 +159,7 @@ class _Worker:
 
     async def _stop(self) -> None:
         """Ask the worker to stop; kill it if it does not."""
+        self._stops += 1
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGUSR1)
         try:

@@ -1,11 +1,12 @@
 """One worker process: it runs a model on one task at a time, as told on stdin, and answers on stdout, a JSON object a line.
 
-    in   {"inputs": {...}, "output": "/path/of/the/result"}
+    in   {"inputs": {...}, "output": "/path/of/the/result", "stops": 2}
     out  {"ready": true}             once, after setup
          {"progress": 0.25}          while working
          {"ended": "succeeded", "seconds": 1.2}, or "failed" with "error", or "canceled"
 
-SIGUSR1 asks that the present task stop. The end of stdin ends the process; SIGINT and SIGTERM do not, since a terminal or a
+SIGUSR1 asks that the present task stop; `stops` says how many were sent before the task, so that one which overtakes the reading of
+its task is not taken for an older one. The end of stdin ends the process; SIGINT and SIGTERM do not, since a terminal or a
 service manager sends them to the whole group, and the server wants to drain.
 """
 
@@ -40,8 +41,9 @@ def main() -> None:
     with contextlib.suppress(BrokenPipeError):  # the server is gone, and nobody wants to hear of it
         _send(replies, {"ready": True})
         for line in sys.stdin.buffer:
-            watch.begin()
-            _send(replies, _run(model, json.loads(line), watch))
+            task = json.loads(line)
+            watch.begin(task["stops"])
+            _send(replies, _run(model, task, watch))
 
 
 class _Watch:
@@ -50,18 +52,19 @@ class _Watch:
     def __init__(self, send: Callable[[Mapping[str, object]], None]) -> None:
         self._send = send
         self._parent = os.getppid()
-        self._cancelled = False
+        self._stops = 0
+        self._stops_before = 0
         self._sent_at = 0.0
         signal.signal(signal.SIGUSR1, self._on_signal)
 
-    def begin(self) -> None:
-        """Forget what concerned the task before."""
-        self._cancelled = False
+    def begin(self, stops_before: int) -> None:
+        """Forget what concerned the tasks before."""
+        self._stops_before = stops_before
         self._sent_at = 0.0
 
     def checkpoint(self, done: float) -> None:
         """See `Checkpoint`. Work for a server that is gone is not wanted either."""
-        if self._cancelled or os.getppid() != self._parent:
+        if self._stops > self._stops_before or os.getppid() != self._parent:
             raise Cancelled
         now = time.monotonic()
         if now - self._sent_at >= _REPORT_GAP_S or done >= 1:
@@ -69,7 +72,7 @@ class _Watch:
             self._send({"progress": round(done, 4)})
 
     def _on_signal(self, _number: int, _frame: object) -> None:
-        self._cancelled = True
+        self._stops += 1
 
 
 def _run(model: BackendModel, task: Mapping[str, Any], watch: _Watch) -> dict[str, object]:
