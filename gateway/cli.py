@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine, Generator
 from contextlib import contextmanager
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, BinaryIO, NoReturn, TypeVar
 
 import rich_click as click
 
@@ -162,6 +162,41 @@ def show_model(config: Path | None, model: str) -> None:
 
     with _told():
         click.echo(describe_model(_settings(config), model))
+
+
+@catalog.command("import")
+@click.argument("provider", type=click.Choice(["fal", "replicate"]))
+@click.argument("file", type=click.File("rb"))
+@click.option("--id", "model_id", help="What callers will send as `model`; made from the endpoint if not given.")
+@click.option("--endpoint", help="Which endpoint of the document, or its name where the document does not say.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="A file that is not there yet; else to standard output.")
+def import_model(provider: str, file: BinaryIO, model_id: str | None, endpoint: str | None, output: Path | None) -> None:
+    """Draft a model file from FILE, a provider's schema document (`-` reads standard input).
+
+    For fal that is https://fal.ai/api/openapi/queue/openapi.json?endpoint_id=…, for Replicate the answer of
+    GET /v1/models/{owner}/{name}.
+    """
+    from gateway.times import now
+    from providers.catalog.documents import DocumentUnusable, parse_document
+    from providers.catalog.drafting import draft_model
+
+    try:
+        text = draft_model(provider, parse_document(file.read()), now().date(), model_id=model_id, endpoint=endpoint)
+    except DocumentUnusable as error:
+        _fail(f"{file.name}: {error}")
+    if output is None:
+        click.echo(text, nl=False)
+        return
+    try:
+        with output.open("x", encoding="utf-8") as new:
+            new.write(text)
+    except FileExistsError:
+        _fail(f"{output} is there already; nothing was written")
+    except OSError as error:
+        _fail(f"{output}: {error.strerror}")
+    click.echo(
+        f"{output} is drafted. Settle its price and every line marked guessed or review, then run `catalog check`.", err=True
+    )
 
 
 @main.command()
