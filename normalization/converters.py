@@ -192,9 +192,14 @@ def _round_up(factor: float) -> float:
     return math.ceil(round(factor * 10_000, 6)) / 10_000
 
 
+ABOUT_A_MEGAPIXEL = 960_000
+"""Pixels for a shape without a scale: under a million even with edges rounded up, since whole megapixels are billed."""
+
+
 def _megapixel(shape: Ratio) -> Size:
-    scale = math.sqrt(1024 * 1024 / (shape.width * shape.height))
-    return Size(max(1, round(shape.width * scale)), max(1, round(shape.height * scale)))
+    scale = math.sqrt(ABOUT_A_MEGAPIXEL / (shape.width * shape.height))
+    # Models round odd sizes themselves, each in its own way; 16 suits them all.
+    return Size(*(math.ceil(edge * scale / 16) * 16 for edge in shape))
 
 
 def _shape(ratio: str) -> float:

@@ -119,7 +119,10 @@ def encoded(name: str, value: Value, request: ImageRequest, output: Output) -> E
         return Refused(f"transparent cannot be had: {_OPAQUE[output.alpha]}; leave it out, or use a model that cuts out")
     if value == "opaque":
         return Emulated(f"laid on {request.background_color}")
-    return Emulated("kept" if name == "background" else "encoded by the gateway")
+    if name == "background":
+        return Emulated("cut out by the model" if output.alpha is Transparency.MADE else "kept")
+    flat = name == "output_format" and not facts.alpha and _transparent(request, output)
+    return Emulated(f"encoded by the gateway, laid on {request.background_color}" if flat else "encoded by the gateway")
 
 
 _OPAQUE = {
@@ -142,10 +145,9 @@ def _nearest(factor: float, rule: Rule) -> float | int | None:
     allowed = sorted(float(name) for name in rule.table) or sorted(one for one in rule.choices if isinstance(one, int | float))
     if allowed:
         reached = next((one for one in allowed if one >= factor), allowed[-1])
-        return int(reached) if float(reached).is_integer() else reached
-    low = rule.min if rule.min is not None else factor
-    high = rule.max if rule.max is not None else factor
-    return min(max(factor, low), high)
+    else:
+        reached = min(max(factor, factor if rule.min is None else rule.min), factor if rule.max is None else rule.max)
+    return int(reached) if float(reached).is_integer() else reached
 
 
 def _bars(request: ImageRequest) -> str | None:
