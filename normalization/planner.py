@@ -179,8 +179,38 @@ def _rule_by_field(field: str, request: ImageRequest, offer: Offer) -> Rule | No
         if rule.verb is Verb.RENAME and name in request.asked:
             return Rule(blocked=f"is the provider's name for `{name}`, which was asked for too; send one of them")
         if rule.verb is Verb.RENAME:
-            return replace(rule, verb=Verb.PASSTHROUGH, emulate=None, type=rule.type or ValueType.JSON)
-    return Rule(Verb.PASSTHROUGH, field, type=ValueType.JSON) if owners else None
+            return replace(rule, verb=Verb.PASSTHROUGH, emulate=None, type=rule.type or _declared(name))
+    return next((_as_provider_has_it(field, rule) for rule in owners.values()), None)
+
+
+def _declared(name: str) -> ValueType:
+    """The type that the gateway's own vocabulary gives a parameter."""
+    known = PARAMETERS.get(name)
+    return _DECLARED.get(str(known.schema.get("type")), ValueType.JSON) if known is not None else ValueType.JSON
+
+
+_DECLARED = {
+    "string": ValueType.TEXT,
+    "integer": ValueType.INTEGER,
+    "number": ValueType.NUMBER,
+    "boolean": ValueType.BOOLEAN,
+}
+
+
+def _as_provider_has_it(field: str, rule: Rule) -> Rule:
+    """The limits of a field that conversions write, for whoever names the field itself."""
+    if rule.table:
+        return Rule(Verb.PASSTHROUGH, field, type=ValueType.JSON, choices=tuple(rule.table.values()))
+    match rule.converter:
+        case "invert":
+            return Rule(Verb.PASSTHROUGH, field, type=ValueType.BOOLEAN)
+        case "nearest_ratio":
+            return Rule(Verb.PASSTHROUGH, field, type=ValueType.TEXT, choices=rule.choices)
+        case "factor_to_reach" | "scaled":
+            kind = rule.type or ValueType.NUMBER
+            return Rule(Verb.PASSTHROUGH, field, type=kind, choices=rule.choices, min=rule.min, max=rule.max)
+        case _:
+            return Rule(Verb.PASSTHROUGH, field, type=ValueType.JSON)
 
 
 def _native(name: str, value: Value, rule: Rule, request: ImageRequest, claimed: frozenset[str]) -> Converted | Refused:
