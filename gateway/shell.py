@@ -24,6 +24,7 @@ from gateway.settings import Settings, secret_key
 from gateway.times import now
 from normalization.explain import table
 from normalization.offer import Rule, Verb
+from normalization.pixels import heic
 from normalization.pixels.formats import FORMATS, ImageInfo
 from normalization.pixels.probe import InvalidImage, ProbeLimits, probe
 from normalization.planner import shown
@@ -105,7 +106,7 @@ def _ask(settings: Settings, picture: Path | None, model: str, fields: dict[str,
 
 
 def _look_at(picture: Path, settings: Settings) -> ImageInfo:
-    limits = ProbeLimits(max_pixels=settings.limits.max_image_pixels, max_frames=settings.limits.max_frames)
+    limits = ProbeLimits(settings.limits.max_image_pixels, settings.limits.max_frames, heic=heic.is_installed())
     try:
         with picture.open("rb") as stream:
             return probe(stream, limits)

@@ -101,7 +101,18 @@ def encode_step(request: ImageRequest) -> Encode:
     wanted = request.output_format or Format.PNG
     flat = request.asked.get("background") == "opaque" or not FORMATS[wanted].alpha
     compression = request.asked.get("output_compression") if FORMATS[wanted].quality else None
-    return Encode(wanted, compression if isinstance(compression, int) else None, request.background_color if flat else None)
+    keep = ImageRef("image") if request.asked.get("metadata") == "keep" and _keepable(request) else None
+    return Encode(
+        wanted,
+        compression=compression if isinstance(compression, int) else None,
+        background=request.background_color if flat else None,
+        keep=keep,
+    )
+
+
+def _keepable(request: ImageRequest) -> bool:
+    """Whether the first picture has metadata and the format wanted can hold it."""
+    return bool(request.images) and request.images[0].metadata and FORMATS[request.output_format or Format.PNG].exif
 
 
 def encoded(name: str, value: Value, request: ImageRequest, output: Output) -> Emulated | Refused:
@@ -110,6 +121,8 @@ def encoded(name: str, value: Value, request: ImageRequest, output: Output) -> E
     facts = FORMATS[wanted]
     if name == "output_format" and request.target is not None and max(request.target) > facts.max_edge:
         return Refused(f"{wanted} cannot hold {request.target}: its longest edge is {facts.max_edge} pixels")
+    if name == "metadata":
+        return _metadata(request)
     if name == "output_compression" and not facts.quality:
         return Refused(f"has no meaning for {wanted}, which is lossless; ask for jpeg, webp or avif", droppable=True)
     if value == "transparent" and not facts.alpha:
@@ -153,3 +166,12 @@ def _nearest(factor: float, rule: Rule) -> float | int | None:
 def _bars(request: ImageRequest) -> str | None:
     """The colour of padding: the one asked for; else transparent, where the format can."""
     return request.background_color if "background_color" in request.asked else None
+
+
+def _metadata(request: ImageRequest) -> Emulated | Refused:
+    """What `metadata=keep` comes to."""
+    wanted = request.output_format or Format.PNG
+    if not FORMATS[wanted].exif:
+        able = ", ".join(name for name in OUTPUT_FORMATS if FORMATS[name].exif)
+        return Refused(f"cannot be kept in {wanted}; ask for output_format {able}", droppable=True)
+    return Emulated("EXIF of the first picture, upright, without previews" if _keepable(request) else "there is none to keep")

@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TypeAlias
 
 from normalization.converters import CONVERTERS, Converted, Refused, is_number
@@ -33,8 +34,11 @@ from normalization.request import (
 
 Payload: TypeAlias = dict[str, Json | ImageRef | tuple[ImageRef, ...]]
 
-FILE_PARAMS = ("background", "output_format", "output_compression")
+FILE_PARAMS = ("background", "output_format", "output_compression", "metadata")
 """What concerns the file; decided last and together."""
+
+OWN_RULES: Mapping[str, Rule] = MappingProxyType({"metadata": Rule(emulate=ENCODE)})
+"""Parameters that the gateway alone serves, with every offer alike."""
 
 STEP_ORDER: tuple[type[Step], ...] = (Composite, Fit, Encode)
 
@@ -90,9 +94,11 @@ def _decide(
     parameter = PARAMETERS.get(name)
     if parameter is not None and parameter.served is not None:
         return _Outcome(Decision(name, Mode.EMULATED, asked, emulation=parameter.served), {})
-    rule = offer.params.get(name) or _rule_by_field(name, request, offer)
+    rule = offer.params.get(name) or OWN_RULES.get(name) or _rule_by_field(name, request, offer)
     if value in ("auto", "") and (name in PARAMETERS or name in known) and not (rule is not None and value in rule.choices):
         return _Outcome(Decision(name, Mode.PASSTHROUGH, asked, emulation="left to the model"), {})
+    if (name, value) == ("metadata", "strip"):
+        return _Outcome(Decision(name, Mode.EMULATED, asked, emulation="left out of what is sent and made"), {})
     if rule is None:
         return _without_rule(name, value, asked, offer, known)
     if rule.blocked is not None:
@@ -332,9 +338,14 @@ def _idle(name: str, by_encode: Mapping[str, _Outcome]) -> bool:
     return name == "output_compression" and by_encode[name].decision.mode is Mode.UNSUPPORTED
 
 
+def _encodes(name: str, offer: Offer) -> bool:
+    """Whether the gateway's own encode serves the parameter with this offer."""
+    rule = offer.params.get(name) or OWN_RULES.get(name)
+    return rule is not None and rule.emulate == ENCODE
+
+
 def _encoded(name: str, value: Value, request: ImageRequest, offer: Offer, native: _Outcome) -> _Outcome:
-    rule = offer.params.get(name)
-    if value == "auto" or rule is None or rule.emulate != ENCODE:
+    if value in ("auto", "strip") or not _encodes(name, offer):
         return native
     result = encoded(name, value, request, offer.output)
     if isinstance(result, Refused):

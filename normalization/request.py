@@ -317,6 +317,7 @@ PARAMETERS: Mapping[str, Parameter] = MappingProxyType(
                 *_pattern(str.lower, "a colour such as #ffffff", r"#[0-9a-fA-F]{6}"),
                 served="lies under the picture",
             ),
+            Parameter("metadata", *_choice("strip", "keep")),
             Parameter("mask_feather", *_number(0, 256), served="softens the edge of the mask, in pixels of the result"),
             Parameter("stream", *_boolean(), served="answered by the gateway"),
             Parameter("partial_images", *_integer(0, 3), served="answered by the gateway"),

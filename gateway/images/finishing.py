@@ -14,7 +14,7 @@ from gateway.images.services import Services
 from normalization.pixels.encode import EdgeTooLong
 from normalization.pixels.formats import FORMATS, Format, ImageInfo, Size
 from normalization.pixels.probe import InvalidImage, ProbeLimits, probe
-from normalization.plan import Composite, Fit, Plan, changes
+from normalization.plan import Composite, Encode, Fit, Plan, changes
 from normalization.request import ImageRef, ImageRequest
 from providers.base import ImagePart, ImageParts, RemoteImage
 from providers.failures import FailureKind, ProviderFailure
@@ -92,6 +92,7 @@ async def finish(
     finished = scratch.path()
     composites = [step for step in plan.steps if isinstance(step, Composite)]
     companions = {ref: originals[ref].path for step in composites for ref in (step.image, step.mask)}
+    companions |= {step.keep: originals[step.keep].path for step in plan.steps if isinstance(step, Encode) and step.keep}
     pixels = result.info.size.pixels + max(
         (step.size.pixels for step in plan.steps if isinstance(step, Fit) and isinstance(step.size, Size)), default=0
     )
