@@ -156,14 +156,14 @@ def _usual(claimed: Mapping[str, Input], *, upscales: bool) -> _Rules:
     factor, ratio = claimed.get("scale_factor"), claimed.get("aspect_ratio")
     encode, fit = _Drafted({"emulate": "encode"}), _Drafted({"emulate": "fit"})
     reach = _Drafted({"convert": "factor_to_reach", "to": factor.name, **_steps(factor), "emulate": "fit"}) if factor else fit
-    object_ = claimed["size"] if "size" in claimed and claimed["size"].edge is not None else None
-    scaled = _dimensions("size", object_) if object_ is not None else reach
     shape = _ratio("size", ratio) if ratio is not None and _ratios(ratio) else fit
+    box = claimed.get("size")
+    boxed = _dimensions("size", box) if box is not None and box.edge is not None else None
     usual = {
         "n": _Drafted({"emulate": "fan_out"}).noted('guessed: equal calls give different pictures; if not, emulate = "copies"'),
         "size": reach if factor else shape,
-        "aspect_ratio": scaled if object_ is not None else fit,
-        "resolution": scaled,
+        "aspect_ratio": boxed or fit,
+        "resolution": boxed or reach,
         "output_format": encode,
         "output_compression": encode,
         "background": encode,
@@ -271,7 +271,7 @@ def _ratio(name: str, field: Input) -> _Drafted:
     """A shape of the provider's list; other shapes are fitted."""
     if not _ratios(field):
         return _named(name, field).noted("guessed: the document has no list of shapes")
-    default: dict[str, Json] = {"default": field.default} if name == "aspect_ratio" and field.default is not None else {}
+    default: dict[str, Json] = {"default": field.default} if name == "aspect_ratio" and isinstance(field.default, str) else {}
     rule: dict[str, Json] = {"convert": "nearest_ratio", "to": field.name, "choices": _ratios(field), **default, "emulate": "fit"}
     return _Drafted(rule)
 
