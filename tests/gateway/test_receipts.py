@@ -45,6 +45,7 @@ KNOWN: dict[str, st.SearchStrategy[Any]] = {
     "stream": st.just(False),
     "partial_images": st.integers(0, 3),
     "mask_feather": st.sampled_from([0, 2.5]),
+    "metadata": st.sampled_from(["strip", "keep"]),
 }
 """Values that are in bounds. Each name of the gateway's vocabulary, and one of the model's own."""
 
