@@ -15,6 +15,7 @@ from normalization.offer import ValueType
 from normalization.pixels.formats import OUTPUT_FORMATS, Format
 from normalization.request import MAX_IMAGES, PARAMETERS, RESOLUTIONS, Json
 from providers.catalog.documents import READERS, DocumentUnusable, Input, ModelDocument, read_document
+from providers.catalog.toml import toml_comment, toml_key, toml_value
 
 IMPORTABLE = tuple(READERS)
 """The providers whose documents can be drafted from."""
@@ -61,21 +62,21 @@ def _model_lines(provider: str, read: ModelDocument, checked: date, model_id: st
         raise DocumentUnusable(f"{model_id} is not a model id: small letters, digits, `.`, `_` and `-`; choose one with --id")
     page = f"https://fal.ai/models/{read.name}/api" if provider == "fal" else f"https://replicate.com/{read.name}/api"
     modes, why = _modes(read)
-    yield _comment(f"Drafted from {provider}'s schema document of {read.name}. Read it beside the source before use:")
-    yield _comment("`guessed:` marks what the document does not say, `review:` what callers should perhaps not set.")
+    yield toml_comment(f"Drafted from {provider}'s schema document of {read.name}. Read it beside the source before use:")
+    yield toml_comment("`guessed:` marks what the document does not say, `review:` what callers should perhaps not set.")
     yield f"id = {toml_value(model_id)}"
     yield f"name = {toml_value(model_id.replace('-', ' ').capitalize())}"
     if read.description:
         yield f"description = {toml_value(' '.join(read.description.split()))}"
-    yield _comment(f"guessed: {why}")
+    yield toml_comment(f"guessed: {why}")
     yield f"modes = {toml_value(modes)}"
     yield f"created = {int(datetime(checked.year, checked.month, checked.day, tzinfo=UTC).timestamp())}"
     yield ""
     yield "[[offers]]"
     yield f"provider = {toml_value(provider)}"
     if read.doubt:
-        yield _comment(f"guessed: {read.doubt}")
-    named = "" if read.name in read.endpoint else f" {_comment(read.name)}"
+        yield toml_comment(f"guessed: {read.doubt}")
+    named = "" if read.name in read.endpoint else f" {toml_comment(read.name)}"
     yield f"endpoint = {toml_value(read.endpoint)}{named}"
     yield f"source = {toml_value(page)}"
     yield f"checked = {checked.isoformat()}"
@@ -89,7 +90,7 @@ def _output_lines(read: ModelDocument) -> Iterable[str]:
     formats = _formats(chosen) if chosen is not None else {}
     usual = next((ours for ours, theirs in formats.items() if chosen is not None and theirs == chosen.default), None)
     if read.pictures is None:
-        yield _comment("guessed: no picture was found in the document's answer")
+        yield toml_comment("guessed: no picture was found in the document's answer")
     output: dict[str, Json] = {"field": "images" if read.pictures is None else read.pictures}
     yield f"output = {toml_value(output | ({'format': usual} if usual else {}))}"
     if chosen is not None and Format.PNG in formats:
@@ -124,7 +125,7 @@ def _param_lines(provider: str, read: ModelDocument) -> Iterable[str]:
     order = [name for name in ("prompt", "negative_prompt", "image", "mask", *PARAMETERS) if name in rules]
     yield "[offers.params]"
     for name in dict.fromkeys((*order, *rules)):
-        yield from (_comment(note) for note in rules[name].notes)
+        yield from (toml_comment(note) for note in rules[name].notes)
         plain = rules[name].rule == {"passthrough": True}
         yield f"{toml_key(name)} = {toml_value('passthrough' if plain else rules[name].rule)}"
 
@@ -546,49 +547,3 @@ def _has_null(value: Json) -> bool:
     if isinstance(value, list):
         return any(map(_has_null, value))
     return value is None
-
-
-def toml_value(value: Json) -> str:
-    """A value as TOML writes it, on one line.
-
-    Raises:
-        ValueError: For null, which TOML has not.
-
-    Source: https://toml.io/en/v1.0.0
-    """
-    match value:
-        case None:
-            raise ValueError("TOML has no null")
-        case bool():
-            return "true" if value else "false"
-        case int() | float():
-            return repr(value)
-        case str():
-            return '"' + "".join(map(_escaped, value)) + '"'
-        case Mapping():
-            pairs = ", ".join(f"{toml_key(key)} = {toml_value(item)}" for key, item in value.items())
-            return f"{{ {pairs} }}" if pairs else "{}"
-        case _:
-            return f"[{', '.join(map(toml_value, value))}]"
-
-
-def toml_key(name: str) -> str:
-    """A key as TOML writes it: bare where it can be."""
-    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else toml_value(name)
-
-
-_ESCAPES: Mapping[str, str] = MappingProxyType({'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r"})
-
-
-def _escaped(character: str) -> str:
-    if character in _ESCAPES:
-        return _ESCAPES[character]
-    if "\ud800" <= character <= "\udfff":
-        # Half of a surrogate pair, which JSON can write and no encoding can.
-        return "\ufffd"
-    return character if character >= " " and character != "\x7f" else f"\\u{ord(character):04x}"
-
-
-def _comment(text: str) -> str:
-    """A comment of one line, whatever the text: a document's own words must not become keys."""
-    return "# " + "".join(character if character.isprintable() else " " for character in text)

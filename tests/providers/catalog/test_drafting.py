@@ -21,7 +21,8 @@ from normalization.planner import plan_request
 from normalization.request import PARAMETERS, ImageRef, Json, RequestMode, parse_request
 from providers.catalog import check_catalog, read_model
 from providers.catalog.documents import DocumentUnusable
-from providers.catalog.drafting import IMPORTABLE, draft_model, toml_key, toml_value
+from providers.catalog.drafting import IMPORTABLE, draft_model
+from providers.catalog.toml import toml_key, toml_value
 
 DOCUMENTS = Path(__file__).parent / "documents"
 NAMES = sorted(path.stem for path in DOCUMENTS.glob("*.json"))
