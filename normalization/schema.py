@@ -21,9 +21,9 @@ def parameter_schema(offer: Offer) -> dict[str, Json]:
     """The JSON Schema (draft 2020-12) of what an offer takes.
 
     Each property says under `x-gateway` which native way it goes, the provider's field, the range that goes natively, and what
-    emulation serves values beyond it. Names outside the schema go to the provider as they are.
+    emulation serves values beyond it. Blocked parameters are left out; names that no entry knows go to the provider as they are.
     """
-    own = {name: _property(name, rule) for name, rule in offer.params.items()}
+    own = {name: _property(name, rule) for name, rule in offer.params.items() if rule.blocked is None}
     served = {
         name: {**row.schema, "x-gateway": {"mode": Mode.EMULATED.value, "emulation": row.served}}
         for name, row in PARAMETERS.items()
@@ -35,12 +35,14 @@ def parameter_schema(offer: Offer) -> dict[str, Json]:
 
 def _property(name: str, rule: Rule) -> dict[str, Json]:
     schema: dict[str, Json] = {**_value(name, rule)}
-    if rule.default is not None:
+    if rule.default is not None and rule.verb is not Verb.CONVERT:
         schema["default"] = rule.default
     how: dict[str, Json] = {"mode": (_MODES[rule.verb] if rule.verb else Mode.EMULATED).value}
     details: dict[str, Json] = {
         "field": (rule.to or name) if rule.verb else None,
         "converter": rule.converter,
+        # In the provider's words, which may be no value of ours.
+        "default": rule.default if rule.verb is Verb.CONVERT else None,
         "minimum": rule.min,
         "maximum": rule.max,
         "choices": list(rule.choices) or None,
