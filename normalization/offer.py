@@ -47,7 +47,7 @@ class Rule:
     """Our value to the provider's, for the `table` converter."""
     min: float | None = None
     max: float | None = None
-    """Bounds of the value sent; for lists, the longest."""
+    """Bounds of the value sent; for lists, the longest; for text, the most characters."""
     multiple_of: float | None = None
     default: Json = None
     """What the provider does when nothing is sent."""

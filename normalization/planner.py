@@ -305,6 +305,8 @@ def _within_limits(value: Value, rule: Rule) -> Converted | Refused:
         value = str(value)
     if rule.choices and value not in rule.choices:
         return Refused(f"must be one of {', '.join(map(_worded, rule.choices))}; asked {_worded(value)}")
+    if isinstance(value, str) and rule.max is not None and len(value) > rule.max:
+        return Refused(f"has at most {rule.max:g} characters; got {len(value)}")
     if isinstance(value, int | float) and not isinstance(value, bool):
         if rule.min is not None and value < rule.min:
             return Refused(f"is at least {rule.min:g}; asked {value:g}")

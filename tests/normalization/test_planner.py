@@ -27,6 +27,7 @@ NATIVE = {
     "steps": Rule(Verb.PASSTHROUGH, type=ValueType.INTEGER, min=1, max=50),
     "creativity": Rule(Verb.RENAME, "strength", min=0, max=1),
     "tolerance": Rule(Verb.PASSTHROUGH, type=ValueType.TEXT, choices=("1", "2")),
+    "note": Rule(Verb.PASSTHROUGH, type=ValueType.TEXT, max=5),
     "weights_url": Rule(blocked="would make the model load whatever stands there"),
 }
 UPSCALER = {
@@ -69,6 +70,8 @@ def decided(plan: Plan, param: str) -> Decision:
         pytest.param({"image_url": "https://x"}, "image_url", Mode.UNSUPPORTED, {}, id="the provider's own name of a picture"),
         pytest.param({"strength": 0.5, "creativity": 0.4}, "strength", Mode.UNSUPPORTED, {}, id="both names of one thing"),
         pytest.param({"weights_url": "https://x"}, "weights_url", Mode.UNSUPPORTED, {}, id="blocked"),
+        pytest.param({"note": "short"}, "note", Mode.PASSTHROUGH, {"note": "short"}, id="a text as long as may be"),
+        pytest.param({"note": "longer"}, "note", Mode.UNSUPPORTED, {}, id="a text that is too long"),
         pytest.param({"steps": "12"}, "steps", Mode.PASSTHROUGH, {"steps": 12}, id="JSON text typed by the schema"),
         pytest.param({"tolerance": 2}, "tolerance", Mode.PASSTHROUGH, {"tolerance": "2"}, id="a number where text is declared"),
     ],
