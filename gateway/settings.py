@@ -47,6 +47,26 @@ class Local(_Section):
     """What a second of one's own machine costs."""
 
 
+class Fal(_Section):
+    """fal's addresses; full, scheme and path included."""
+
+    queue_url: str = Field(default="https://queue.fal.run", pattern=r"^https?://")
+    run_url: str = Field(default="https://fal.run", pattern=r"^https?://")
+    rest_url: str = Field(default="https://rest.fal.ai", pattern=r"^https?://")
+    cdn_url: str = Field(default="https://v3.fal.media", pattern=r"^https?://")
+    api_url: str = Field(default="https://api.fal.ai/v1", pattern=r"^https?://")
+    store_io: bool = False
+    """Whether fal keeps inputs and outputs in its history."""
+    object_lifetime_s: PositiveInt = 3_600
+    """How long fal keeps uploads and results."""
+
+
+class Replicate(_Section):
+    """Replicate's address."""
+
+    base_url: str = Field(default="https://api.replicate.com/v1", pattern=r"^https?://")
+
+
 class Limits(_Section):
     """What one request may be."""
 
@@ -124,7 +144,9 @@ def _postgres(url: Any) -> Any:
 class Settings(BaseSettings):
     """All settings of one process."""
 
-    model_config = SettingsConfigDict(env_prefix="GATEWAY_", env_nested_delimiter="__", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(
+        env_prefix="GATEWAY_", env_nested_delimiter="__", frozen=True, extra="forbid", validate_by_name=True, validate_by_alias=True
+    )
 
     database_url: Annotated[str, BeforeValidator(_postgres), Field(pattern=r"^(sqlite:///|postgresql://)")] = (
         f"sqlite:///{VAR / 'gateway.db'}"
@@ -134,6 +156,10 @@ class Settings(BaseSettings):
     redis_url: str | None = None
     public_url: Annotated[str, Field(pattern=r"^https?://")] | None = None
     secret_key: SecretStr | None = None
+    fal_key: Annotated[SecretStr | None, Field(validation_alias="FAL_KEY")] = None
+    fal: Fal = Fal()
+    replicate_api_token: Annotated[SecretStr | None, Field(validation_alias="REPLICATE_API_TOKEN")] = None
+    replicate: Replicate = Replicate()
     local: Local = Local()
     limits: Limits = Limits()
     pixels: Pixels = Pixels()

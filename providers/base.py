@@ -79,8 +79,17 @@ class Provider(Protocol):
         """Why it cannot take work for an endpoint at all (no key, no backend); None if it can. Asks nobody."""
         ...
 
-    async def submit(self, call: Call, images: ImageParts) -> Ticket:
-        """Hand the call over. Raises `ProviderFailure`; kind `unknown` if it may have been taken all the same."""
+    async def submit(self, call: Call, images: ImageParts, *, alone: bool = False) -> Ticket:
+        """Hand the call over.
+
+        Args:
+            call: What to ask for.
+            images: The pictures that it names.
+            alone: Whether no other offer could take over, so that the provider's own retries are worth waiting for.
+
+        Raises:
+            ProviderFailure: Kind `unknown` if it may have been taken all the same.
+        """
         ...
 
     async def poll(self, ticket: Ticket) -> Running | Done:

@@ -42,6 +42,7 @@ async def drive(
     deadline_s: float,
     on_ticket: OnTicket,
     on_progress: OnProgress | None = None,
+    alone: bool = False,
     sleep: Sleep = asyncio.sleep,
     chance: Callable[[], float] = random.random,
 ) -> Done:
@@ -54,6 +55,7 @@ async def drive(
         deadline_s: For all of it, seconds; then the call is cancelled.
         on_ticket: Awaited before the first poll, so that the ticket is stored and a restart can `follow` it.
         on_progress: Told after each poll that found it running.
+        alone: Whether no other offer could take over.
         sleep: Waits between polls.
         chance: 0..1, for the jitter of the gaps.
 
@@ -62,7 +64,7 @@ async def drive(
         asyncio.CancelledError: Once the provider was asked to stop.
     """
     started = time.monotonic()
-    ticket = await _submit(provider, call, images, deadline_s)
+    ticket = await _submit(provider, call, images, deadline_s, alone=alone)
     try:
         await on_ticket(ticket)
     except BaseException:  # a ticket that is not stored would be paid for and forgotten
@@ -96,10 +98,10 @@ async def follow(
         raise
 
 
-async def _submit(provider: Provider, call: Call, images: ImageParts, deadline_s: float) -> Ticket:
+async def _submit(provider: Provider, call: Call, images: ImageParts, deadline_s: float, *, alone: bool) -> Ticket:
     try:
         async with asyncio.timeout(deadline_s):
-            return await provider.submit(call, images)
+            return await provider.submit(call, images, alone=alone)
     except TimeoutError as exc:
         message = f"{provider.name} did not take the work in time; whether it has it is not known"
         raise ProviderFailure(FailureKind.UNKNOWN, message) from exc

@@ -62,7 +62,7 @@ class FakeProvider:
         """It takes everything."""
         return None
 
-    async def submit(self, call: Call, images: ImageParts) -> Ticket:
+    async def submit(self, call: Call, images: ImageParts, *, alone: bool = False) -> Ticket:
         """Take the call."""
         self.submits += 1
         self.calls.append(call)

@@ -182,7 +182,9 @@ async def _call(work: Work, plan: Plan, index: int, parts: ImageParts, attempt: 
 
     provider = by.providers[plan.offer.provider]
     deadline_s = by.settings.limits.job_deadline_s
-    return await drive(provider, plan.calls[index], parts, deadline_s=deadline_s, on_ticket=keep, on_progress=tell)
+    alone = len(work.route.chosen) == 1
+    call = plan.calls[index]
+    return await drive(provider, call, parts, deadline_s=deadline_s, on_ticket=keep, on_progress=tell, alone=alone)
 
 
 def _seconds(usage: Mapping[int, Usage]) -> Decimal | None:

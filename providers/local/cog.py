@@ -165,7 +165,7 @@ class CogProvider:
         serves = any(endpoint in backend.facts.models for backend in self._backends.values())
         return None if serves else f"{self.name}: no backend serves {endpoint}; see GATEWAY_LOCAL__BACKENDS"
 
-    async def submit(self, call: Call, images: ImageParts) -> Ticket:
+    async def submit(self, call: Call, images: ImageParts, *, alone: bool = False) -> Ticket:
         """Begin the call on the least loaded backend of its model. Refusals are met by the first poll."""
         backend = self._choose(call.endpoint)
         run = _Run(backend, self._make_id())

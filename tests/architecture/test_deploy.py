@@ -19,6 +19,8 @@ WITHOUT_DEFAULT = {
     "redis_url",
     "public_url",
     "secret_key",
+    "fal_key",
+    "replicate_api_token",
     "local.backends",
     "s3.endpoint_url",
     "fetch.allow_hosts",

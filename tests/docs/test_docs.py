@@ -230,7 +230,9 @@ def settings(section: type[BaseModel] = Settings, prefix: str = "GATEWAY_") -> I
     """Every setting: the variable and its default."""
     for name, field in section.model_fields.items():
         default = field.get_default(call_default_factory=True)
-        if isinstance(default, BaseModel):
+        if isinstance(field.validation_alias, str):  # a variable that others read too, such as FAL_KEY
+            yield field.validation_alias, default
+        elif isinstance(default, BaseModel):
             yield from settings(type(default), f"{prefix}{name.upper()}__")
         else:
             yield f"{prefix}{name.upper()}", default

@@ -37,7 +37,7 @@ class Scripted:
     def refusal(self, endpoint: str) -> str | None:
         return None
 
-    async def submit(self, call: Call, images: ImageParts) -> Ticket:
+    async def submit(self, call: Call, images: ImageParts, *, alone: bool = False) -> Ticket:
         await self._maybe_stuck("submit")
         return _TICKET
 
