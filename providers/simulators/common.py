@@ -1,0 +1,57 @@
+"""Where to find what the simulators share: `kit`, `serving` and `pictures`. Import from those; this module is going away."""
+
+from providers.simulators.kit import Bill, Charge, Counters, Fault, Faults, FaultUnknown, Kit
+from providers.simulators.pictures import (
+    Facts,
+    PictureUnreadable,
+    black,
+    corrupted,
+    cut_out,
+    drawn,
+    edited,
+    inspect,
+    read_data_uri,
+    resized,
+    upscale,
+)
+from providers.simulators.serving import (
+    Answer,
+    NoAnswer,
+    Request,
+    Simulator,
+    Tls,
+    add_serving_options,
+    json_answer,
+    run_simulator,
+    serving,
+)
+
+__all__ = [
+    "Answer",
+    "Bill",
+    "Charge",
+    "Counters",
+    "Facts",
+    "Fault",
+    "FaultUnknown",
+    "Faults",
+    "Kit",
+    "NoAnswer",
+    "PictureUnreadable",
+    "Request",
+    "Simulator",
+    "Tls",
+    "add_serving_options",
+    "black",
+    "corrupted",
+    "cut_out",
+    "drawn",
+    "edited",
+    "inspect",
+    "json_answer",
+    "read_data_uri",
+    "resized",
+    "run_simulator",
+    "serving",
+    "upscale",
+]
