@@ -80,7 +80,7 @@ def gateway(stub: Started, at_once: int, folder: Path) -> Iterator[Started]:
 def sender(to: Started, upload: bytes, result_mb: float, **fields: str) -> Send:
     """A client that sends the same edit each time, and wants an answer of more than `result_mb` megabytes."""
     head = b"--%b\r\nContent-Disposition: form-data; name=" % _BOUNDARY
-    texts = {"model": _MODEL, "response_format": "b64_json", **fields}
+    texts = {"model": _MODEL, "scale_factor": "1", "response_format": "b64_json", **fields}
     body = [
         b"".join(head + f'"{name}"\r\n\r\n{value}\r\n'.encode() for name, value in texts.items()),
         head + b'"image"; filename="a.png"\r\nContent-Type: image/png\r\n\r\n',

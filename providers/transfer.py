@@ -363,7 +363,7 @@ class _Base64File:
         self._size += len(content)
         if self._size > self.max_bytes:
             raise AnswerUnreadable(f"a picture of the answer has more than {self.max_bytes} bytes")
-        with self.path.open("ab", buffering=0) as file:
+        with self.path.open("ab") as file:  # buffered, because a plain write may take only a part
             file.write(content)
 
     def _decoded(self, encoded: bytes) -> bytes:
@@ -519,7 +519,7 @@ async def _write(response: http.Response, target: Path, max_bytes: int) -> int:
 
 
 def _append(target: Path, content: bytes) -> None:
-    with target.open("ab", buffering=0) as file:
+    with target.open("ab") as file:  # buffered, because a plain write may take only a part
         file.write(content)
 
 

@@ -13,6 +13,7 @@ from gateway.images.journal import OpenAttempt, OpenJob
 from gateway.images.routing import Candidate, Route
 from gateway.images.scratch import Scratch
 from gateway.images.services import Services
+from gateway.images.verification import verify
 from normalization.plan import Plan
 from normalization.pricing import Cost, money, price, total
 from normalization.request import ImageRequest
@@ -148,6 +149,8 @@ async def _make(work: Work, plan: Plan, attempt: OpenAttempt, by: Services) -> _
         results = await _call_all(work, plan, parts, attempt, by)
         outputs = [output for index, done in results.items() for output in done.outputs[: plan.calls[index].images]]
         raw = [await fetch(output, scratch, by) for output in outputs]
+        for result in raw:
+            await verify(result, plan, work.request, work.originals, by)
         ready = await asyncio.gather(*(finish(result, plan, work.request, work.originals, scratch, by) for result in raw))
         images = await asyncio.gather(*(store(picture, by) for picture in ready))
         usage = {index: done.usage for index, done in results.items()}

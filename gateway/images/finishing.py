@@ -18,7 +18,12 @@ from normalization.plan import Composite, Encode, Fit, Plan, changes
 from normalization.request import ImageRef, ImageRequest
 from providers.base import ImagePart, ImageParts, RemoteImage
 from providers.failures import FailureKind, ProviderFailure
-from providers.transfer import TransferFailed, download
+from providers.transfer import TransferFailed, TransferFault, download
+
+DOWNLOAD_PAUSES_S = (0.1, 0.5)
+"""Between the tries of one download."""
+
+_WORTH_REPEATING = frozenset({TransferFault.CUT, TransferFault.UNREACHABLE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +73,23 @@ async def fetch(output: RemoteImage, scratch: Scratch, by: Services) -> Picture:
         return await _looked_at(scratch.adopt(path))
     if output.url is None:
         raise ProviderFailure(FailureKind.TRANSIENT, "the provider named no picture")
-    path = scratch.path()
-    try:
-        await download(by.client, output.url, path, max_bytes=MAX_RESULT_BYTES, deadline_s=by.settings.fetch.result_deadline_s)
-    except TransferFailed as error:
-        raise ProviderFailure(FailureKind.TRANSIENT, "the provider's picture could not be fetched", detail=error.public) from error
-    return await _looked_at(path)
+    return await _looked_at(await _downloaded(output.url, scratch.path(), by))
+
+
+async def _downloaded(url: str, path: Path, by: Services) -> Path:
+    """Fetch a result. It has been paid for, so a transfer that breaks is repeated before it is given up."""
+    deadline_s = by.settings.fetch.result_deadline_s
+    for pause_s in (*DOWNLOAD_PAUSES_S, None):
+        try:
+            await download(by.client, url, path, max_bytes=MAX_RESULT_BYTES, deadline_s=deadline_s)
+        except TransferFailed as error:
+            if error.fault not in _WORTH_REPEATING or pause_s is None:
+                words = "the provider's picture could not be fetched"
+                raise ProviderFailure(FailureKind.TRANSIENT, words, detail=f"{words}: {error.public}") from error
+            await asyncio.sleep(pause_s)
+        else:
+            return path
+    raise AssertionError("the last try returns or raises")
 
 
 async def finish(

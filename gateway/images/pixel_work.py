@@ -61,6 +61,10 @@ class UnreadablePicture(Exception):
         self.detail = detail
 
 
+_BLACK = 4
+"""Luminance up to which all of a picture counts as black: lossy formats do not store 0 exactly."""
+
+
 def check_file(source: Path) -> ImageInfo:
     """Decode a picture fully, to know that it can be delivered as it is. Nothing is written.
 
@@ -70,6 +74,16 @@ def check_file(source: Path) -> ImageInfo:
     """
     _cleaned(source)
     return _probed(source)
+
+
+def is_black(source: Path) -> bool:
+    """Whether a picture has nothing but black in it, as providers deliver what they refuse to show. Decodes it fully.
+
+    Raises:
+        InvalidImage: If the header is refused.
+        UnreadablePicture: If the pixels cannot be decoded.
+    """
+    return _cleaned(source).convert("L").histogram()[_BLACK + 1 :] == [0] * (255 - _BLACK)
 
 
 def prepare_file(source: Path, names: Sequence[str], target: Path) -> ImageInfo:
