@@ -78,6 +78,10 @@ class Faults:
         fault.struck += 1
         return fault
 
+    def find(self, name: str) -> Fault | None:
+        """The fault, if it is on; this is no occasion for it to strike."""
+        return self._active.get(name)
+
     def as_json(self) -> dict[str, Any]:
         """What is on, with how often it has struck, and what there is."""
         return {"active": {str(fault): fault.struck for fault in self._active.values()}, "known": list(self._known)}
