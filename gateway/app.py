@@ -32,8 +32,10 @@ from gateway.db.engine import Database
 from gateway.db.migrate import ensure_schema
 from gateway.db.presence import HEARTBEAT
 from gateway.errors import Overloaded
+from gateway.images.health import Health, Thresholds
 from gateway.images.journal import Journal
 from gateway.images.pixel_pool import PixelPool
+from gateway.images.routing import unknown_names
 from gateway.images.services import Services
 from gateway.jobs.service import Jobs
 from gateway.observe.metrics import Metrics
@@ -98,6 +100,7 @@ async def open_gateway(
                 shelf=shelf,
                 providers={local.name: local},
                 unavailable=lambda offer: _unavailable(offer, local),
+                health=Health(Thresholds.of(settings.routing), time.monotonic),
                 journal=journal,
                 pixels=pixels,
                 store=store,
@@ -107,6 +110,8 @@ async def open_gateway(
                 log=log,
                 clock=now,
             )
+            for name in unknown_names(settings.routing, shelf.catalog):
+                log.warning("routing.unknown_offer", offer=name)
             await pixels.warm()
             jobs = Jobs(metrics.jobs_in_flight.set)
             metrics.queue_depth.labels("pixels").set_function(lambda: pixels.waiting)

@@ -121,12 +121,59 @@ class CatalogSettings(_Section):
     folder: Path | None = None
 
 
+OfferName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*(/\S+)?$")]
+"""`provider`, for all its offers, or `provider/endpoint`."""
+
+
+class Weight(_Section):
+    """How much of the work some offers get."""
+
+    offer: OfferName
+    weight: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    """In proportion to the others'; 1 for offers that are not listed. 0: only when the others fail."""
+
+
+class Canary(_Section):
+    """An offer that a share of the requests tries first, and no other."""
+
+    offer: OfferName
+    share: Annotated[float, Field(ge=0, le=1)]
+    """0..1"""
+
+
+Policy = Literal["balanced", "price", "latency", "native_first"]
+"""What is weighed first; `gateway/images/routing.py` says how."""
+
+
+class TenantPolicy(_Section):
+    """A policy for one tenant's requests that name none."""
+
+    tenant: str = Field(min_length=1)
+    """Its name."""
+    policy: Policy
+
+
 class Routing(_Section):
     """How offers are chosen."""
 
     allow_unpriced: bool = False
     default_model: str = "detail-upscaler"
     """For requests that name none."""
+    policy: Policy = "balanced"
+    """For requests that name none."""
+    tenant_policies: tuple[TenantPolicy, ...] = ()
+    weights: tuple[Weight, ...] = ()
+    canaries: tuple[Canary, ...] = ()
+    breaker_failures: PositiveInt = 5
+    """So many failures of an offer in a row make it rest."""
+    breaker_rest_s: PositiveFloat = 15.0
+    """The first rest; each that follows without a delivery between is twice as long."""
+    breaker_longest_rest_s: PositiveFloat = 900.0
+    """Also the rest after a wrong key, spent credit or a missing model, and the longest `Retry-After` that is believed."""
+    health_window_s: PositiveFloat = 300.0
+    """Over which success rates are taken."""
+    healthy_rate: Annotated[float, Field(ge=0, le=1)] = 0.8
+    """Offers with a lower success rate come after those with a higher one."""
 
 
 class Log(_Section):

@@ -19,18 +19,18 @@ def read_controls(headers: Mapping[str, str], query: Mapping[str, str]) -> Contr
         BadRequest: For a value that is not one of the possible ones, which are listed.
     """
     return Controls(
-        on_unsupported=_choice(headers, "x-gateway-on-unsupported", OnUnsupported, OnUnsupported.DROP),
-        policy=_choice(headers, "x-gateway-route", Policy, Policy.BALANCED),
+        on_unsupported=_choice(headers, "x-gateway-on-unsupported", OnUnsupported) or OnUnsupported.DROP,
+        policy=_choice(headers, "x-gateway-route", Policy),
         order=_order(headers.get("x-gateway-provider-order", "")),
         max_cost_usd=_dollars(headers, "x-gateway-max-cost-usd"),
         dry_run=_flag(headers.get("x-gateway-dry-run"), "x-gateway-dry-run") or _flag(query.get("dry_run"), "dry_run"),
     )
 
 
-def _choice(headers: Mapping[str, str], name: str, kind: type[_Choice], default: _Choice) -> _Choice:
+def _choice(headers: Mapping[str, str], name: str, kind: type[_Choice]) -> _Choice | None:
     text = headers.get(name, "").strip().lower()
     if not text:
-        return default
+        return None
     try:
         return kind(text)
     except ValueError as error:

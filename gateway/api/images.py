@@ -76,7 +76,8 @@ async def edit_images(
     async with AsyncExitStack() as stack:
         form = await stack.enter_async_context(await _receive(request, services))
         asked = _understand(form, services)
-        route = plan_route(asked, controls, services)
+        request_id, tenant = request_id_of(request.scope), caller_of(request).tenant_name
+        route = plan_route(asked, controls, services, request_id=request_id, tenant=tenant)
         if controls.dry_run:
             return Response(msgspec.json.encode(dry_run(asked, route)), media_type="application/json")
         services.pixels.check_room()
@@ -127,7 +128,7 @@ async def _open(asked: ImageRequest, route: Route, controls: Controls, form: Ima
             model=asked.model,
             mode=asked.mode,
             request={name: shown(value, asked) for name, value in asked.asked.items()},
-            controls={"route": controls.policy, "on_unsupported": controls.on_unsupported, "order": list(controls.order)},
+            controls={"route": route.policy, "on_unsupported": controls.on_unsupported, "order": list(controls.order)},
         )
     )
     return Work(job, asked, route, originals_of(form), by.clock(), on_progress=lambda _: None)

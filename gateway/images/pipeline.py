@@ -8,7 +8,7 @@ from gateway.errors import BadRequest, GatewayError, InternalError
 from gateway.images.execution import Delivered, Work, execute
 from gateway.images.finishing import StoredImage
 from gateway.images.journal import NewAsset
-from gateway.images.routing import Controls, Route, choose_route, find_model, order, weigh
+from gateway.images.routing import Controls, Route, Steering, choose_route, find_model, order, weigh
 from gateway.images.services import Services
 from normalization.explain import header, receipt
 from normalization.pricing import money
@@ -63,6 +63,7 @@ class ImageResult:
                 "billed_usd": money(self.billed_usd),
             },
             "attempts": [tried.told() for tried in self.delivered.tried],
+            "offers": [*self.delivered.offers],
             "normalization": self.receipt,
         }
 
@@ -79,8 +80,17 @@ def _shortened(line: str) -> str:
     return f"{kept}, more={line.count(', ') - kept.count(', ')}"
 
 
-def plan_route(request: ImageRequest, controls: Controls, by: Services) -> Route:
+def plan_route(
+    request: ImageRequest, controls: Controls, by: Services, *, request_id: str | None = None, tenant: str | None = None
+) -> Route:
     """Plan every offer of the model and put them in order.
+
+    Args:
+        request: What is asked.
+        controls: How it is to be served.
+        by: The gateway.
+        request_id: What weights and canaries are drawn by; None draws nothing.
+        tenant: The name of who asks, for a default policy of its own.
 
     Raises:
         ModelNotFound: No such model.
@@ -89,12 +99,13 @@ def plan_route(request: ImageRequest, controls: Controls, by: Services) -> Route
     model, offers = find_model(request.model, by.catalog)
     if request.mode is RequestMode.EDIT and model.modes == (RequestMode.GENERATE,):
         raise BadRequest(f"The model `{model.id}` makes pictures from text; it does not edit.", param="model")
-    allow_unpriced = by.settings.routing.allow_unpriced
-    candidates = weigh(request, offers, by.catalog.parameters, by.unavailable, allow_unpriced=allow_unpriced)
+    routing, known, look = by.settings.routing, by.catalog.parameters, by.health.look
+    candidates = weigh(request, offers, known, by.unavailable, allow_unpriced=routing.allow_unpriced, look=look)
+    steering = Steering.of(routing, request_id, tenant)
     if controls.dry_run:
-        return order(candidates, controls)
+        return order(candidates, controls, steering)
     try:
-        return choose_route(candidates, controls)
+        return choose_route(candidates, controls, steering)
     except BadRequest as error:
         able = by.catalog.taking(len(request.images))
         if error.param == "image" and len(request.images) > 1 and able:

@@ -1,11 +1,29 @@
-"""Routing: put the plans in the order to try them, and say why the others are left out. Plans are compared, not names."""
+"""Routing: put the plans in the order to try them, and say why the others are left out. Plans are compared, not names.
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+An offer that rests comes after all that do not, whatever the policy: it is the last resort. Then come the caller's own order of
+providers, and the policy, where the next thing counts where two offers are equal in one:
+
+    balanced        steady before shaky; fewest unsupported; fewest emulated; price; latency
+    price           price; fewest unsupported; fewest emulated; steady; latency
+    latency         latency, not measured first; fewest unsupported; fewest emulated; steady; price
+    native_first    fewest unsupported; fewest emulated; fewest converted; steady; price; latency
+
+Under `balanced`, and without an order of the caller's, the operator's weights and canaries may put another first: one that does as
+well as the best, which is as steady and has as few unsupported.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from enum import StrEnum
+from itertools import accumulate
+from typing import assert_never
 
 from gateway.errors import BadRequest, ModelNotFound, NoOffer, OverBudget
+from gateway.images.health import Condition
+from gateway.settings import Routing
 from normalization.explain import receipt
 from normalization.offer import Model, Offer
 from normalization.pixels.formats import FORMATS, Format, Size
@@ -17,7 +35,7 @@ from providers.catalog import Catalog
 
 
 class OnUnsupported(StrEnum):
-    """What becomes of a parameter that the best offer lacks."""
+    """What becomes of a parameter that an offer lacks: it is dropped, or the offer is not eligible."""
 
     DROP = "drop"
     ERROR = "error"
@@ -37,7 +55,8 @@ class Controls:
     """What a caller says of how the request is served; never part of what a provider gets."""
 
     on_unsupported: OnUnsupported = OnUnsupported.DROP
-    policy: Policy = Policy.BALANCED
+    policy: Policy | None = None
+    """None: the operator's."""
     order: tuple[str, ...] = ()
     """Providers in the order wanted; others come after them."""
     max_cost_usd: Decimal | None = None
@@ -45,12 +64,52 @@ class Controls:
 
 
 @dataclass(frozen=True, slots=True)
+class Steering:
+    """What the operator says of the order, and what the draw for a request is made from."""
+
+    policy: Policy = Policy.BALANCED
+    """For callers who name none."""
+    weights: Mapping[str, float] = field(default_factory=dict[str, float])
+    """By `provider/endpoint` or `provider`."""
+    canaries: Mapping[str, float] = field(default_factory=dict[str, float])
+    """The share of requests, 0..1, by the same names."""
+    request_id: str | None = None
+    """None: nothing is drawn, and only the policy counts."""
+
+    @classmethod
+    def of(cls, routing: Routing, request_id: str | None, tenant: str | None = None) -> "Steering":
+        """As the operator has set it for a tenant, by name."""
+        own = next((each.policy for each in routing.tenant_policies if each.tenant == tenant), routing.policy)
+        return cls(
+            policy=Policy(own),
+            weights={each.offer: each.weight for each in routing.weights},
+            canaries={each.offer: each.share for each in routing.canaries},
+            request_id=request_id,
+        )
+
+
+class Verdict(StrEnum):
+    """What became of an offer."""
+
+    CHOSEN = "chosen"
+    """It delivered; in a dry run: it would be tried first."""
+    TRIED = "tried"
+    """It was tried, and did not deliver."""
+    SKIPPED = "skipped"
+    """It could have served the request, and was not tried."""
+    NOT_ELIGIBLE = "not_eligible"
+
+
+@dataclass(frozen=True, slots=True)
 class Candidate:
-    """One plan, what it would cost, and why it cannot be used, if it cannot."""
+    """One plan, what it would cost, how its offer is, and why it cannot be used, if it cannot."""
 
     plan: Plan
     cost: Cost
     reasons: tuple[str, ...] = ()
+    condition: Condition = field(default_factory=Condition)
+    favour: str | None = None
+    """Why it stands before better ones, if it does."""
 
     @property
     def eligible(self) -> bool:
@@ -64,6 +123,8 @@ class Route:
 
     chosen: tuple[Candidate, ...]
     left_out: tuple[Candidate, ...]
+    policy: Policy = Policy.BALANCED
+    """What the order was made by."""
 
 
 def find_model(name: str, catalog: Catalog, param: str | None = None) -> tuple[Model, tuple[Offer, ...]]:
@@ -92,9 +153,24 @@ Unavailable = Callable[[Offer], str | None]
 
 
 def weigh(
-    request: ImageRequest, offers: Sequence[Offer], known: frozenset[str], unavailable: Unavailable, *, allow_unpriced: bool
+    request: ImageRequest,
+    offers: Sequence[Offer],
+    known: frozenset[str],
+    unavailable: Unavailable,
+    *,
+    allow_unpriced: bool,
+    look: Callable[[Offer], Condition] = lambda _: Condition(),
 ) -> list[Candidate]:
-    """Plan and price every offer; none is left out silently."""
+    """Plan and price every offer; none is left out silently.
+
+    Args:
+        request: What is asked.
+        offers: Who may serve it.
+        known: Every parameter that the catalog knows.
+        unavailable: Whether an offer can take work at all.
+        allow_unpriced: Whether one without a known price may be used.
+        look: How an offer is at the moment.
+    """
     candidates: list[Candidate] = []
     for offer in offers:
         plan = _within_reach(plan_request(request, offer, known))
@@ -103,7 +179,7 @@ def weigh(
         away = unavailable(offer)
         reasons += [away] if away else []
         reasons += [f"{offer.provider}: {cost.basis}"] if cost.usd is None and not allow_unpriced else []
-        candidates.append(Candidate(plan, cost, tuple(reasons)))
+        candidates.append(Candidate(plan, cost, tuple(reasons), look(offer)))
     return candidates
 
 
@@ -128,69 +204,189 @@ def _within_reach(plan: Plan) -> Plan:
     return replace(plan, decisions=tuple(refused(one) if one.param == param else one for one in plan.decisions))
 
 
-def order(candidates: Sequence[Candidate], controls: Controls) -> Route:
+def order(candidates: Sequence[Candidate], controls: Controls, steering: Steering | None = None) -> Route:
     """Put candidates in the order to try them."""
-    ranked = sorted(candidates, key=lambda candidate: _rank(candidate, controls))
-    return Route(tuple(c for c in ranked if c.eligible), tuple(c for c in ranked if not c.eligible))
+    steering = steering or Steering()
+    policy = controls.policy or steering.policy
+    judged = [_within_limits(candidate, controls) for candidate in candidates]
+    ranked = sorted(judged, key=lambda candidate: _rank(candidate, controls, policy))
+    able = [candidate for candidate in ranked if candidate.eligible]
+    if policy is Policy.BALANCED and not controls.order:
+        able = _steered(able, steering)
+    return Route(tuple(able), tuple(c for c in ranked if not c.eligible), policy)
 
 
-def choose_route(candidates: Sequence[Candidate], controls: Controls) -> Route:
+def choose_route(candidates: Sequence[Candidate], controls: Controls, steering: Steering | None = None) -> Route:
     """Put candidates in the order to try them, or say why the request cannot be served.
 
     Raises:
-        BadRequest: No offer takes these values; or strictness was asked for and the best offer lacks a parameter.
+        BadRequest: No offer takes these values; or strictness was asked for and every offer lacks a parameter.
         OverBudget: Every offer costs more than the caller allows.
         NoOffer: Offers could serve it, but none can be used as the gateway is set up.
     """
-    route = order(candidates, controls)
-    if not route.chosen:
+    route = order(candidates, controls, steering)
+    if route.chosen:
+        return route
+    able = order([c for c in candidates if c.eligible], replace(controls, on_unsupported=OnUnsupported.DROP, max_cost_usd=None))
+    if not able.chosen:
         raise _unservable(route)
-    lacking = route.chosen[0].plan.unsupported
-    if lacking and controls.on_unsupported is OnUnsupported.ERROR:
+    strict = controls.on_unsupported is OnUnsupported.ERROR
+    complete = [c for c in able.chosen if not (strict and c.plan.unsupported)]
+    if not complete:
         raise BadRequest(
             "Not every parameter can be served: " + _lines(candidates, _unsupported),
-            param=lacking[0].param,
+            param=able.chosen[0].plan.unsupported[0].param,
             code="unsupported_parameter",
         )
-    affordable = tuple(c for c in route.chosen if _affordable(c, controls.max_cost_usd))
-    if not affordable:
-        cheapest = min((c.cost.usd for c in route.chosen if c.cost.usd is not None), default=None)
-        raise OverBudget(
-            f"Every offer costs more than x-gateway-max-cost-usd allows; the cheapest: {money(cheapest) or 'unknown'} USD.",
-            extra={"required_usd": money(cheapest), "available_usd": money(controls.max_cost_usd)},
-        )
-    return Route(affordable, route.left_out)
+    cheapest = min((c.cost.usd for c in complete if c.cost.usd is not None), default=None)
+    raise OverBudget(
+        f"Every offer costs more than x-gateway-max-cost-usd allows; the cheapest: {money(cheapest) or 'unknown'} USD.",
+        extra={"required_usd": money(cheapest), "available_usd": money(controls.max_cost_usd)},
+    )
 
 
 def dry_run(request: ImageRequest, route: Route) -> dict[str, Json]:
     """What would happen, for every offer, best first."""
-    return {"dry_run": True, "offers": [_explained(request, candidate) for candidate in (*route.chosen, *route.left_out)]}
+    told = [
+        *((candidate, Verdict.CHOSEN) for candidate in route.chosen[:1]),
+        *((candidate, Verdict.SKIPPED) for candidate in route.chosen[1:]),
+        *((candidate, Verdict.NOT_ELIGIBLE) for candidate in route.left_out),
+    ]
+    return {"dry_run": True, "offers": [_explained(request, candidate, verdict, route.policy) for candidate, verdict in told]}
 
 
-def _explained(request: ImageRequest, candidate: Candidate) -> dict[str, Json]:
+def _explained(request: ImageRequest, candidate: Candidate, verdict: Verdict, policy: Policy) -> dict[str, Json]:
     cost = candidate.cost
     return {
         "provider": candidate.plan.offer.provider,
         "endpoint": candidate.plan.offer.endpoint,
         "eligible": candidate.eligible,
+        "verdict": verdict.value,
         "reasons": list(candidate.reasons),
+        "standing": standing(candidate, policy),
         "cost": {"usd": money(cost.usd), "basis": cost.basis, "certainty": cost.certainty.value},
         "normalization": receipt(candidate.plan, request),
     }
 
 
-def _rank(candidate: Candidate, controls: Controls) -> tuple[object, ...]:
-    provider = candidate.plan.offer.provider
+def standing(candidate: Candidate, policy: Policy) -> str:
+    """What an offer's place was made from, in words."""
+    condition, price = candidate.condition, money(candidate.cost.usd)
+    health = condition.resting or "steady"
+    if condition.resting is None and condition.shaky and condition.success_rate is not None:
+        health = f"shaky, {condition.success_rate:.0%} of the last attempts delivered"
+    words = [
+        f"{policy}: {health}",
+        f"{_count(candidate, Mode.UNSUPPORTED)} unsupported",
+        f"{_count(candidate, Mode.EMULATED)} emulated",
+    ]
+    words += [f"{_count(candidate, Mode.CONVERTED)} converted"] if policy is Policy.NATIVE_FIRST else []
+    words += [f"{price} USD" if price is not None else "price unknown"]
+    if policy is Policy.LATENCY:
+        words += ["not measured yet" if condition.latency_s is None else f"about {condition.latency_s:.1f} s"]
+    return ", ".join([*words, *([candidate.favour] if candidate.favour else [])])
+
+
+def unknown_names(routing: Routing, catalog: Catalog) -> list[str]:
+    """Names in the weights and canaries that no offer of the catalog has: spelling mistakes, most likely."""
+    offers = [offer for model in catalog.models.values() for offer in model.offers]
+    names = {name for offer in offers for name in _names(offer)}
+    return [each.offer for each in (*routing.weights, *routing.canaries) if each.offer not in names]
+
+
+def _within_limits(candidate: Candidate, controls: Controls) -> Candidate:
+    """The candidate, with the reasons why the caller's own limits leave it out."""
+    reasons = list(candidate.reasons)
+    if controls.on_unsupported is OnUnsupported.ERROR:
+        reasons += [words for words in _unsupported(candidate) if words not in reasons]
+    if not _affordable(candidate, controls.max_cost_usd):
+        price = f"costs {money(candidate.cost.usd)} USD" if candidate.cost.usd is not None else "has no known price"
+        reasons.append(f"{candidate.plan.offer.provider}: {price}; x-gateway-max-cost-usd allows {money(controls.max_cost_usd)}")
+    return replace(candidate, reasons=tuple(reasons))
+
+
+def _rank(candidate: Candidate, controls: Controls, policy: Policy) -> tuple[object, ...]:
+    provider, condition = candidate.plan.offer.provider, candidate.condition
+    rests = 0 if condition.resting is None else 1 + condition.lasting
     wanted = controls.order.index(provider) if provider in controls.order else len(controls.order)
-    decisions = candidate.plan.decisions
-    unsupported = sum(decision.mode is Mode.UNSUPPORTED for decision in decisions)
-    emulated = sum(decision.mode is Mode.EMULATED for decision in decisions)
+    unsupported, emulated = _count(candidate, Mode.UNSUPPORTED), _count(candidate, Mode.EMULATED)
     price = candidate.cost.usd if candidate.cost.usd is not None else Decimal("Infinity")
-    match controls.policy:
+    latency = condition.latency_s or 0.0
+    match policy:
+        case Policy.BALANCED:
+            key: tuple[object, ...] = (condition.shaky, unsupported, emulated, price, latency)
         case Policy.PRICE:
-            return (wanted, price, unsupported, emulated)
-        case Policy.BALANCED | Policy.LATENCY | Policy.NATIVE_FIRST:
-            return (wanted, unsupported, emulated, price)
+            key = (price, unsupported, emulated, condition.shaky, latency)
+        case Policy.LATENCY:
+            key = (latency, unsupported, emulated, condition.shaky, price)
+        case Policy.NATIVE_FIRST:
+            key = (unsupported, emulated, _count(candidate, Mode.CONVERTED), condition.shaky, price, latency)
+        case _:
+            assert_never(policy)
+    return (rests, wanted, *key)
+
+
+def _count(candidate: Candidate, mode: Mode) -> int:
+    return sum(decision.mode is mode for decision in candidate.plan.decisions)
+
+
+def _steered(ranked: list[Candidate], steering: Steering) -> list[Candidate]:
+    """The order with the operator's weights and canaries, among those that do as well as the best."""
+    if not ranked or steering.request_id is None or not (steering.weights or steering.canaries):
+        return ranked
+    equals = [candidate for candidate in ranked if _merit(candidate) == _merit(ranked[0])]
+    canaries = [candidate for candidate in equals if _named(candidate, steering.canaries) is not None]
+    spare = [c for c in equals if c in canaries or _named(c, steering.weights) == 0]
+    usual = [c for c in equals if c not in spare]
+    first = _canary(canaries, steering, steering.request_id) or _drawn(usual, steering, steering.request_id)
+    ordered = [*usual, *spare, *ranked[len(equals) :]]
+    return [first, *(c for c in ordered if c.plan is not first.plan)] if first else ordered
+
+
+def _merit(candidate: Candidate) -> tuple[bool, bool, bool, int]:
+    """What no weight outdoes; the same for those that begin the order."""
+    condition = candidate.condition
+    return condition.resting is not None, condition.lasting, condition.shaky, _count(candidate, Mode.UNSUPPORTED)
+
+
+def _canary(canaries: Sequence[Candidate], steering: Steering, request_id: str) -> Candidate | None:
+    """The canary whose turn it is, if it is one's turn."""
+    drawn, upto = draw(request_id, "canary"), 0.0
+    for candidate in canaries:
+        share = _named(candidate, steering.canaries) or 0.0
+        upto += share
+        if drawn < upto:
+            return replace(candidate, favour=f"canary with a share of {share:g}")
+    return None
+
+
+def _drawn(usual: Sequence[Candidate], steering: Steering, request_id: str) -> Candidate | None:
+    """The one whose turn it is by the weights, if there are any."""
+    named = [_named(candidate, steering.weights) for candidate in usual]
+    if len(usual) < 2 or all(weight is None for weight in named):
+        return None
+    weights = [1.0 if weight is None else weight for weight in named]
+    whole = math.fsum(weights)
+    drawn = draw(request_id, "weight") * whole
+    for candidate, upto, weight in zip(usual, accumulate(weights), weights, strict=True):
+        if drawn < upto:
+            return replace(candidate, favour=f"drawn with a weight of {weight:g} in {whole:g}")
+    return None  # only where adding up has rounded
+
+
+def draw(request_id: str, purpose: str) -> float:
+    """0..1, the same each time for the same request and purpose, and spread evenly over requests."""
+    digest = hashlib.sha256(f"{purpose}:{request_id}".encode()).digest()
+    return int.from_bytes(digest[:6]) / 2**48
+
+
+def _named(candidate: Candidate, table: Mapping[str, float]) -> float | None:
+    return next((table[name] for name in _names(candidate.plan.offer) if name in table), None)
+
+
+def _names(offer: Offer) -> tuple[str, str]:
+    """What an offer may be called in settings, the more exact first."""
+    return f"{offer.provider}/{offer.endpoint}", offer.provider
 
 
 def _affordable(candidate: Candidate, most: Decimal | None) -> bool:

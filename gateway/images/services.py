@@ -7,6 +7,7 @@ from datetime import datetime
 from structlog.typing import FilteringBoundLogger
 
 from gateway.assets.store import AssetStore
+from gateway.images.health import Health
 from gateway.images.journal import Journal
 from gateway.images.pixel_pool import PixelPool
 from gateway.observe.metrics import Metrics
@@ -35,6 +36,8 @@ class Services:
     """Guarded: for addresses that callers and providers name."""
     unavailable: Callable[[Offer], str | None]
     """Why an offer cannot take work at all: no key, no backend. None if it can."""
+    health: Health
+    """How offers have done lately, and which rest."""
     metrics: Metrics
     log: FilteringBoundLogger
     clock: Callable[[], datetime]

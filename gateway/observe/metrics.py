@@ -1,4 +1,4 @@
-"""Every metric, on one page. Labels are route, status, model, provider, outcome, step: never tenant text, prompts or keys."""
+"""Every metric, on one page. Labels are the code's and the catalog's own names: never tenant text, prompts or keys."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -27,6 +27,12 @@ class Metrics:
             "One offer tried, from submit to stored pictures.",
             ("model", "provider"),
             buckets=_SECONDS,
+            registry=registry,
+        )
+        self.breaker_state = Gauge(
+            "gateway_breaker_state",
+            "Whether an offer rests: 0 closed, 1 half-open, 2 open.",
+            ("provider", "endpoint"),
             registry=registry,
         )
         self.decisions = Counter("gateway_decisions", "How parameters reached offers.", ("provider", "mode"), registry=registry)
