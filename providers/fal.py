@@ -17,6 +17,7 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
+from urllib.parse import quote
 
 import msgspec
 
@@ -87,6 +88,7 @@ class FalProvider:
         spool: Spool | None = None,
         start_timeout_s: float = 600.0,
         max_picture_bytes: int = 2**30,
+        webhook_url: str | None = None,
     ) -> None:
         """Take a client without a guard: it connects to configured hosts, and to the signed addresses that fal's storage names.
 
@@ -98,6 +100,7 @@ class FalProvider:
             spool: Where results that come inside the answer are put; None: such a result cannot be read.
             start_timeout_s: Work that has not begun by then is given up by fal itself.
             max_picture_bytes: The largest result inside an answer.
+            webhook_url: Where fal is to say that work is over; see `providers.fal_webhooks`. None: it is only polled.
         """
         self._settings = settings
         self._key = (settings.key or "").strip()  # the end of a line, as files of secrets have it, would be refused
@@ -108,6 +111,7 @@ class FalProvider:
         self._spool = spool
         self._start_timeout_s = start_timeout_s
         self._max_picture_bytes = max_picture_bytes
+        self._asking = f"?fal_webhook={quote(webhook_url, safe='')}" if webhook_url else ""
         reuse = timedelta(seconds=settings.object_lifetime_s / 2)  # the rest is for the queue that the work waits in
         self._uploads = _Uploads(self._upload, reuse, now)
 
@@ -121,8 +125,9 @@ class FalProvider:
         payload = await self._with_addresses(call.payload, images)
         body = json_body(payload, images)
         headers = body.headers | self._wishes(alone=alone)
+        url = self._queue.at(call.endpoint) + self._asking
         try:
-            said = await self._ask("POST", self._queue.at(call.endpoint), content=body, headers=headers, limits=_SUBMIT_TIMEOUT)
+            said = await self._ask("POST", url, content=body, headers=headers, limits=_SUBMIT_TIMEOUT)
         except (http.ConnectError, http.ConnectTimeout, http.UnsupportedProtocol, http.InvalidURL) as exc:
             raise ProviderFailure(FailureKind.TRANSIENT, "fal cannot be reached", detail=f"fal: {exc}") from exc
         except http.HTTPError as exc:

@@ -175,6 +175,15 @@ async def test_the_queue_is_told_what_matters(start: Start, spool: Spool) -> Non
     assert headers["x-fal-no-retry"] == "1"
 
 
+async def test_fal_can_be_asked_for_webhooks(serve: Serve, client: http.AsyncClient) -> None:
+    """The address travels in the query."""
+    server = Server()
+    server.url = await serve(server)
+    provider = FalProvider(_settings(server.url), client=client, webhook_url="https://gateway.example/hooks?a=1&b=2")
+    await provider.submit(Call("fal-ai/flux", {}), {})
+    assert server.paths == ["/queue/fal-ai/flux?fal_webhook=https%3A%2F%2Fgateway.example%2Fhooks%3Fa%3D1%26b%3D2"]
+
+
 async def test_fal_may_retry_where_nobody_else_could_take_over(start: Start, spool: Spool) -> None:
     """Alone, fal's own retries are worth waiting for; and a history is kept where the operator wants one."""
     server = Server()
