@@ -251,6 +251,32 @@ def serve_local(arguments: tuple[str, ...]) -> None:
     runpy.run_module("providers.local.server", run_name="__main__", alter_sys=True)
 
 
+@main.group()
+def sim() -> None:
+    """Stand-ins for the providers, to try an integration offline; with faults at will.
+
+    Each prints its addresses as a line of JSON once it listens.
+    """
+
+
+@sim.command("fal", context_settings={"ignore_unknown_options": True, "help_option_names": []})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def simulate_fal(arguments: tuple[str, ...]) -> None:
+    """Run a stand-in for fal. `--help` lists its options and faults."""
+    from providers.simulators.fal import main as simulate
+
+    simulate(arguments)
+
+
+@sim.command("replicate", context_settings={"ignore_unknown_options": True, "help_option_names": []})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def simulate_replicate(arguments: tuple[str, ...]) -> None:
+    """Run a stand-in for Replicate. `--help` lists its options and faults."""
+    from providers.simulators.replicate import main as simulate
+
+    simulate(arguments)
+
+
 def _settings(config: Path | None) -> Settings:
     return read_settings(config)
 

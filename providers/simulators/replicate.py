@@ -28,8 +28,8 @@ FAULTS: Mapping[str, str] = MappingProxyType(
     {
         "bad_key": "every call is answered 401",
         "no_credit": "creates are answered 402",
-        "rate_limit": "creates are answered 429, the seconds (=ARG, 30) in the body only",
-        "rate_limit_header": "the same, with Retry-After",
+        "rate_limit": "creates are answered 429, the seconds (=ARG, 30) in the body and in Retry-After",
+        "rate_limit_no_header": "the same, the seconds in the body only",
         "submit_500": "creates are answered 500, and nothing is created",
         "html_error": "creates are answered 502 with a page in HTML, and nothing is created",
         "submit_lost": "the prediction is created, then the connection is closed without an answer",
@@ -194,10 +194,10 @@ class ReplicateSimulator:
                 " credit. Once you purchase credit, please wait a few minutes before trying again.",
                 "Insufficient credit",
             )
-        for name in ("rate_limit", "rate_limit_header"):
+        for name in ("rate_limit", "rate_limit_no_header"):
             fault = strike(name)
             if fault is not None:
-                raise _throttled(round(fault.number(30)), tell=name == "rate_limit_header")
+                raise _throttled(round(fault.number(30)), tell=name == "rate_limit")
         if strike("submit_500"):
             raise _Refused(500, _BROKEN)
         if strike("html_error"):
@@ -510,8 +510,11 @@ def _with_limits(answer: Answer, *, is_create: bool) -> Answer:
     return replace(answer, headers={**answer.headers, **limits})
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the stand-in; returns the exit status. Once it listens, it prints `{"base_url": "http://…/v1", …}` on stdout."""
+def main(argv: Sequence[str]) -> None:
+    """Serve until stopped: `image-gateway sim replicate --port P [--fault NAME[=ARG][@N]] …`.
+
+    Once it listens, it prints `{"origin": "http://…", "base_url": "http://…/v1"}` on stdout.
+    """
     known = "".join(f"\n  {name:24} {what}" for name, what in FAULTS.items())
     parser = argparse.ArgumentParser(
         prog="image-gateway sim replicate",
@@ -527,5 +530,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         simulator = ReplicateSimulator(load_catalog(options.catalog), options.fault, speed=options.speed, delivery=options.delivery)
     except (FaultUnknown, CatalogError) as error:
         parser.error(str(error))
-    run_simulator(simulator, options, lambda origin: {"url": origin, "base_url": f"{origin}/v1"})
-    return 0
+    run_simulator(simulator, options, lambda origin: {"origin": origin, "base_url": f"{origin}/v1"})
