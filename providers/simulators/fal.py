@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import parse_qsl, urlsplit
+from uuid import uuid4
 
 import msgspec
 
@@ -246,7 +247,7 @@ class FalSimulator:
         if self.kit.faults.strike("rate_limit_no_header"):
             return self._too_many()
         if self.kit.faults.strike("submit_500"):
-            return json_answer(500, {"detail": "Internal Server Error"}, {"x-fal-request-id": "none"})
+            return json_answer(500, {"detail": "Internal Server Error"}, {"x-fal-request-id": str(uuid4())})
         return _html_error() if self._is_html(route) else None
 
     def _is_html(self, route: str) -> bool:

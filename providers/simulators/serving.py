@@ -103,6 +103,8 @@ class Tls:
 async def serving(simulator: Simulator, *, host: str = "127.0.0.1", port: int = 0, tls: Tls | None = None) -> AsyncGenerator[str]:
     """Serve inside the block, and close the simulator after it. Yields the origin, such as `http://127.0.0.1:4711`."""
     listener = socket.create_server((host, port), backlog=256)
+    # Inherited by connections: asyncio sets it only on sockets that name their protocol, and answers would wait 40 ms without.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     config = uvicorn.Config(
         _app(simulator),
         http=_Protocol,
