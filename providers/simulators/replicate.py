@@ -20,11 +20,11 @@ from providers.catalog import Catalog, CatalogError, load_catalog
 from providers.simulators.kit import Faults, FaultUnknown, Kit
 from providers.simulators.replicate_files import Fetcher, FileRefused, Files
 from providers.simulators.replicate_models import Complaint, SoldModel, complaints, open_storefront
-from providers.simulators.replicate_predictions import EVENTS, Output, Prediction, Predictions, moment, new_id
+from providers.simulators.replicate_predictions import EVENTS, Output, Prediction, Predictions, elsewhere, moment, new_id
 from providers.simulators.replicate_webhooks import Webhooks
 from providers.simulators.serving import Answer, NoAnswer, Request, add_serving_options, json_answer, run_simulator
 
-FAULTS: Mapping[str, str] = MappingProxyType(
+CALL_FAULTS: Mapping[str, str] = MappingProxyType(
     {
         "bad_key": "every call is answered 401",
         "no_credit": "creates are answered 402",
@@ -33,23 +33,35 @@ FAULTS: Mapping[str, str] = MappingProxyType(
         "submit_500": "creates are answered 500, and nothing is created",
         "html_error": "creates are answered 502 with a page in HTML, and nothing is created",
         "submit_lost": "the prediction is created, then the connection is closed without an answer",
-        "status_500_every_second": "every second GET of a prediction is answered 500",
-        "stalled_queue": "predictions never start",
-        "cuda_oom": "predictions fail: out of memory",
-        "nsfw": "predictions fail: flagged content",
-        "interrupted_pa": "predictions fail: interrupted, code PA",
+    }
+)
+"""What can go wrong with a call, decided for each."""
+
+PREDICTION_FAULTS: Mapping[str, str] = MappingProxyType(
+    {
+        "stalled_queue": "it never starts",
+        "status_500_every_second": "every second GET of it is answered 500",
+        "redirect": "GETs of it are redirected to the origin =ARG (http://127.0.0.2:9)",
+        "cuda_oom": "it fails: out of memory",
+        "nsfw": "it fails: flagged content",
+        "interrupted_pa": "it fails: interrupted, code PA",
         "black": "results are black",
         "corrupt": "results are rubbish in their second half",
         "wrong_size": "results have two thirds of their width and height",
         "truncated_download": "results end at their half, and are announced so",
-        "empty_output": "predictions succeed without a result",
+        "empty_output": "it succeeds without a result",
         "result_404": "results are not found",
-        "expired_result": "results are removed as soon as the prediction has succeeded",
+        "expired_result": "results are removed as soon as it has succeeded",
         "cut_download_twice": "the connection is closed at half of what was asked, twice for each result",
         "slow_download": "results take =ARG seconds (5)",
+        "foreign_urls": "its own addresses are at the origin =ARG (http://127.0.0.2:9)",
+        "foreign_result": "results' addresses are at the origin =ARG (http://127.0.0.2:9)",
+        "webhook_lost": "its webhooks are not sent",
     }
 )
-"""What can go wrong, and how it shows."""
+"""What can go wrong with a prediction, decided for each when it is created."""
+
+FAULTS: Mapping[str, str] = MappingProxyType({**CALL_FAULTS, **PREDICTION_FAULTS})
 
 HARDWARE = (
     ("CPU", "cpu"),
@@ -120,6 +132,8 @@ class ReplicateSimulator:
         own = self.kit.answer(request)
         if own is not None:
             return own
+        if request.path == "/_sim/jobs":
+            return json_answer(200, self.predictions.listing())
         if request.path.startswith("/delivery/"):
             return self._deliver(request)
         try:
@@ -217,6 +231,7 @@ class ReplicateSimulator:
     def _prediction(self, request: Request, body: Mapping[str, Any], model: SoldModel) -> Prediction:
         now = self._now()
         life_s = _life_s(request.headers.get("cancel-after"))
+        struck = {name: self.kit.faults.strike(name) for name in PREDICTION_FAULTS}
         return Prediction(
             id=new_id(),
             number=self.predictions.count(),
@@ -227,6 +242,7 @@ class ReplicateSimulator:
             deadline=now + timedelta(seconds=life_s) if life_s is not None else None,
             webhook=body.get("webhook"),
             events=frozenset(body.get("webhook_events_filter") or ("output", "completed")),
+            faults={name: fault for name, fault in struck.items() if fault is not None},
         )
 
     def _list(self, request: Request) -> Answer:
@@ -240,8 +256,11 @@ class ReplicateSimulator:
 
     def _get(self, id_: str) -> Answer:
         prediction = self._known(id_, "get")
-        fault = self.kit.faults.strike("status_500_every_second")
-        if fault is not None and fault.struck % 2 == 0:
+        prediction.polls += 1
+        redirect = prediction.faults.get("redirect")
+        if redirect is not None:
+            return Answer(307, b"", {"location": f"{elsewhere(redirect)}/v1/predictions/{id_}"})
+        if "status_500_every_second" in prediction.faults and prediction.polls % 2 == 0:
             raise _Refused(500, _BROKEN)
         return json_answer(200, prediction.as_json())
 
@@ -308,7 +327,7 @@ class ReplicateSimulator:
         counted = "result with a token" if "authorization" in request.headers else "result"
         self.kit.counters.count("", counted)
         output = self.predictions.output(request.path)
-        if output is None or self.kit.faults.strike("result_404"):
+        if output is None or "result_404" in output.faults:
             return Answer(
                 404,
                 b"<?xml version='1.0' encoding='UTF-8'?><Error><Code>NoSuchKey</Code></Error>",
@@ -325,9 +344,9 @@ class ReplicateSimulator:
             return Answer(416, b"", {"content-range": f"bytes */{size}"})
         if asked:
             headers["content-range"] = f"bytes {start}-{end - 1}/{size}"
-        slow = self.kit.faults.strike("slow_download")
+        slow = output.faults.get("slow_download")
         cut_at = None
-        if output.cuts < 2 and self.kit.faults.strike("cut_download_twice"):
+        if output.cuts < 2 and "cut_download_twice" in output.faults:
             output.cuts += 1
             cut_at = (end - start) // 2
         takes_s = slow.number(5) if slow is not None else 0.0
@@ -515,11 +534,11 @@ def main(argv: Sequence[str]) -> None:
 
     Once it listens, it prints `{"origin": "http://…", "base_url": "http://…/v1"}` on stdout.
     """
-    known = "".join(f"\n  {name:24} {what}" for name, what in FAULTS.items())
+    of_calls, of_predictions = (_listed(faults) for faults in (CALL_FAULTS, PREDICTION_FAULTS))
     parser = argparse.ArgumentParser(
         prog="image-gateway sim replicate",
         description="A stand-in for Replicate: any token but `bad` is good.",
-        epilog=f"faults:{known}",
+        epilog=f"faults of calls:{of_calls}\n\nfaults of predictions, decided when they are created:{of_predictions}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_serving_options(parser)
@@ -531,3 +550,7 @@ def main(argv: Sequence[str]) -> None:
     except (FaultUnknown, CatalogError) as error:
         parser.error(str(error))
     run_simulator(simulator, options, lambda origin: {"origin": origin, "base_url": f"{origin}/v1"})
+
+
+def _listed(faults: Mapping[str, str]) -> str:
+    return "".join(f"\n  {name:24} {what}" for name, what in faults.items())

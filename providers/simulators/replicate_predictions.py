@@ -14,7 +14,7 @@ from normalization.offer import PriceUnit
 from normalization.pricing import MEGAPIXEL, price
 from normalization.request import Json
 from providers.simulators import pictures
-from providers.simulators.kit import Kit
+from providers.simulators.kit import Fault, Kit
 from providers.simulators.replicate_models import SoldModel, dropped_unknown
 from providers.simulators.replicate_webhooks import Webhooks
 from providers.simulators.replicate_work import OUT_OF_MEMORY, Fetch, RunFailed, make_pictures
@@ -50,6 +50,7 @@ class Output:
     data: bytes = field(repr=False)
     mime: str
     ends_at: datetime
+    faults: Mapping[str, Fault]
     cuts: int = 0
     """How often its download was cut."""
 
@@ -82,6 +83,10 @@ class Prediction:
     events: frozenset[str] = frozenset(EVENTS)
     answered: bool = True
     """False if the create's answer was lost on purpose."""
+    faults: Mapping[str, Fault] = field(default_factory=dict[str, Fault])
+    """What goes wrong with it."""
+    polls: int = 0
+    """How often it was asked for."""
     status: str = "starting"
     output: Json = None
     error: str | None = None
@@ -107,6 +112,8 @@ class Prediction:
 
     def as_json(self) -> dict[str, Any]:
         """As the API shows it."""
+        foreign = self.faults.get("foreign_urls")
+        api = elsewhere(foreign) if foreign else self.origin
         facts = {
             "id": self.id,
             "model": self.model.id,
@@ -120,8 +127,8 @@ class Prediction:
             "status": self.status,
             "created_at": moment(self.created_at),
             "urls": {
-                "cancel": f"{self.origin}/v1/predictions/{self.id}/cancel",
-                "get": f"{self.origin}/v1/predictions/{self.id}",
+                "cancel": f"{api}/v1/predictions/{self.id}/cancel",
+                "get": f"{api}/v1/predictions/{self.id}",
                 "web": f"https://replicate.com/p/{self.id}",
             },
         }
@@ -179,6 +186,23 @@ class Predictions:
         """How many there have been."""
         return len(self._all)
 
+    def listing(self) -> list[dict[str, Any]]:
+        """What came in, for `GET /_sim/jobs`: without pictures."""
+        return [
+            {
+                "id": prediction.id,
+                "endpoint": prediction.model.endpoint,
+                "status": self._refreshed(prediction).status,
+                "input": {name: _shortened(value) for name, value in prediction.given.items()},
+                "deadline": moment(prediction.deadline) if prediction.deadline else None,
+                "webhook": prediction.webhook,
+                "polls": prediction.polls,
+                "answered": prediction.answered,
+                "faults": [str(fault) for fault in prediction.faults.values()],
+            }
+            for prediction in self._all.values()
+        ]
+
     def cancel(self, prediction: Prediction) -> None:
         """Stop it, if it has not ended."""
         self._stop(prediction, "canceled")
@@ -200,7 +224,7 @@ class Predictions:
 
     async def _live(self, prediction: Prediction, fetch: Fetch) -> None:
         await self._pass(QUEUE_S)
-        if self._kit.faults.strike("stalled_queue"):
+        if "stalled_queue" in prediction.faults:
             await asyncio.Event().wait()
         prediction.started_at = self._now()
         prediction.status = "processing"
@@ -229,27 +253,12 @@ class Predictions:
 
     async def _run(self, prediction: Prediction, fetch: Fetch) -> list[_Made]:
         for name, (error, has_run) in FAILURES.items():
-            if self._kit.faults.strike(name):
+            if name in prediction.faults:
                 raise RunFailed(error, has_run=has_run)
         given = dropped_unknown(prediction.model.inputs, prediction.given)
         if any(isinstance(value, str) and value.startswith("data:") and len(value) > INLINE_BYTES for value in given.values()):
             raise RunFailed(FAILURES["interrupted_pa"][0], has_run=False)
-        return [await self._spoilt(picture) for picture in await make_pictures(prediction.model, given, fetch)]
-
-    async def _spoilt(self, data: bytes) -> _Made:
-        """A result, as far as the faults leave it whole."""
-        facts, strike = await pictures.inspect(data), self._kit.faults.strike
-        width, height = facts.width, facts.height
-        if strike("wrong_size"):
-            width, height = max(1, width * 2 // 3), max(1, height * 2 // 3)
-            data = await pictures.resized(data, (width, height), facts.format)
-        if strike("black"):
-            data = await pictures.black((width, height), facts.format)
-        if strike("corrupt"):
-            data = pictures.corrupted(data)
-        if strike("truncated_download"):
-            data = data[: len(data) // 2]
-        return _Made(data, facts.mime, facts.format, width * height)
+        return [await _spoilt(picture, prediction.faults) for picture in await make_pictures(prediction.model, given, fetch)]
 
     def _deliver(self, prediction: Prediction, made: list[_Made]) -> Json:
         """Put the files where they can be fetched. Returns the model's output."""
@@ -258,10 +267,11 @@ class Predictions:
         for at, picture in enumerate(made):
             ending = "jpg" if picture.format == "jpeg" else picture.format
             path = f"/delivery/xezq/{new_id()}/{'out-' + str(at) if prediction.model.gives_list else 'output'}.{ending}"
-            self._outputs[path] = Output(picture.data, picture.mime, self._now() + KEPT)
+            self._outputs[path] = Output(picture.data, picture.mime, self._now() + KEPT, prediction.faults)
             prediction.paths.append(path)
-            addresses.append(f"{self._delivery or prediction.origin}{path}")
-        if self._kit.faults.strike("empty_output"):
+            foreign = prediction.faults.get("foreign_result")
+            addresses.append(f"{elsewhere(foreign) if foreign else self._delivery or prediction.origin}{path}")
+        if "empty_output" in prediction.faults:
             return [] if prediction.model.gives_list else None
         return addresses if prediction.model.gives_list else addresses[0]
 
@@ -300,7 +310,7 @@ class Predictions:
             prediction.alarm.cancel()
         prediction.has_news.set()
         self._bill(prediction)
-        if status == "succeeded" and self._kit.faults.strike("expired_result"):
+        if status == "succeeded" and "expired_result" in prediction.faults:
             self._forget_data(prediction)
         self._tell(prediction, "completed")
 
@@ -321,8 +331,33 @@ class Predictions:
         )
 
     def _tell(self, prediction: Prediction, event: str) -> None:
-        if prediction.webhook is not None and event in prediction.events:
+        if prediction.webhook is not None and event in prediction.events and "webhook_lost" not in prediction.faults:
             self._webhooks.send(prediction.webhook, prediction.as_json(), is_last=event == "completed")
+
+
+def _shortened(value: Json) -> Json:
+    return f"{value.partition(',')[0]},…" if isinstance(value, str) and value.startswith("data:") else value
+
+
+async def _spoilt(data: bytes, faults: Mapping[str, Fault]) -> _Made:
+    """A result, as far as the faults leave it whole."""
+    facts = await pictures.inspect(data)
+    width, height = facts.width, facts.height
+    if "wrong_size" in faults:
+        width, height = max(1, width * 2 // 3), max(1, height * 2 // 3)
+        data = await pictures.resized(data, (width, height), facts.format)
+    if "black" in faults:
+        data = await pictures.black((width, height), facts.format)
+    if "corrupt" in faults:
+        data = pictures.corrupted(data)
+    if "truncated_download" in faults:
+        data = data[: len(data) // 2]
+    return _Made(data, facts.mime, facts.format, width * height)
+
+
+def elsewhere(fault: Fault) -> str:
+    """The origin of somebody else's server: as the fault says, or one where nobody listens."""
+    return fault.arg or "http://127.0.0.2:9"
 
 
 def new_id() -> str:
