@@ -78,7 +78,7 @@ def factor_to_reach(value: Value, rule: Rule, request: ImageRequest) -> Converte
     factors = target.width / source.width, target.height / source.height
     wanted = max(factors) if request.fit is FitMode.COVER else min(factors)
     allowed = sorted(float(name) for name in rule.table) or sorted(one for one in rule.choices if isinstance(one, int | float))
-    reached = next((one for one in allowed if one >= wanted), allowed[-1]) if allowed else _clamped(_round_up(wanted), rule)
+    reached = next((one for one in allowed if one >= wanted), allowed[-1]) if allowed else _clamped(round_up(wanted), rule)
     sent = int(reached) if float(reached).is_integer() else reached
     return Converted(rule.table[str(sent)] if rule.table else sent, exact=reached >= wanted and not request.at_input_size)
 
@@ -187,7 +187,7 @@ def _clamped(number: float, rule: Rule) -> float:
     return min(number, rule.max) if rule.max is not None else number
 
 
-def _round_up(factor: float) -> float:
+def round_up(factor: float) -> float:
     """Four decimals, upwards, so that the result is never a pixel short."""
     return math.ceil(round(factor * 10_000, 6)) / 10_000
 

@@ -10,6 +10,7 @@ from enum import StrEnum
 from normalization.offer import Offer
 from normalization.pixels.formats import Format, ImageInfo, Size
 from normalization.request import FitMode, ImageRef, Json, Ratio
+from normalization.sizes import contained_size, shaped
 
 
 class Mode(StrEnum):
@@ -54,7 +55,10 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Composite:
-    """Keep the original outside the mask: the result is laid over the original picture where the mask says edit."""
+    """Keep the original outside the mask: the result is laid over the original picture where the mask says edit.
+
+    The picture gets the original's shape, at the scale of the result, which is cut to that shape where its own differs.
+    """
 
     image: ImageRef
     mask: ImageRef
@@ -90,6 +94,13 @@ Step = Composite | Fit | Encode
 """In the order in which they run."""
 
 
+def fitted_size(step: Fit, source: Size) -> Size:
+    """The size that a picture of size `source` has after the step."""
+    if isinstance(step.size, Ratio):
+        return shaped(source, step.size, step.how)
+    return contained_size(source, step.size) if step.how is FitMode.CONTAIN else step.size
+
+
 def changes(steps: Sequence[Step], info: ImageInfo) -> bool:
     """Whether the steps would do anything to a picture with this header; if not, its bytes can stay as they are."""
     return any(_changes(step, info) for step in steps)
@@ -100,9 +111,7 @@ def _changes(step: Step, info: ImageInfo) -> bool:
         case Composite():
             return True
         case Fit():
-            if isinstance(step.size, Ratio):
-                return info.size.width * step.size.height != info.size.height * step.size.width
-            return step.size != info.size
+            return fitted_size(step, info.size) != info.size
         case Encode():
             asked = step.compression is not None or step.keep is not None
             return step.format is not info.format or asked or (step.background is not None and info.alpha)

@@ -13,8 +13,18 @@ from types import MappingProxyType
 from typing import TypeAlias
 
 from normalization.converters import CONVERTERS, Converted, Refused, is_number
-from normalization.emulations import EMULATIONS, ENCODE, Emulated, encode_step, encoded
+from normalization.emulations import (
+    EMULATIONS,
+    ENCODE,
+    Emulated,
+    encode_step,
+    encoded,
+    factor_from_sent,
+    nearest_factor,
+    scaled_size,
+)
 from normalization.offer import Offer, Rule, ValueType, Verb
+from normalization.own import own_decision
 from normalization.pixels.formats import Format, Size, needs_cleaning
 from normalization.plan import Call, Composite, Decision, Encode, Fit, Mode, Plan, Step
 from normalization.request import (
@@ -62,16 +72,28 @@ def plan_request(request: ImageRequest, offer: Offer, known: frozenset[str] = fr
         offer: Who would serve it.
         known: All parameter names of the catalog; a name outside it goes to the provider as it is.
     """
-    request = replace(request, sent_size=_sent_size(request, offer), at_input_size=_at_input_size(request, offer))
+    request = replace(
+        request,
+        own_format=_own_format(offer),
+        sent_size=_sent_size(request, offer),
+        at_input_size=_at_input_size(request, offer),
+    )
     claimed = _claimed_fields(request, offer)
     outcomes = {
         name: _decide(name, value, request, offer, claimed, known)
         for name, value in request.asked.items()
-        if name not in FILE_PARAMS
+        if name not in FILE_PARAMS and not _by_gateway(name, value)
     }
+    outcomes |= _restored(request, offer, claimed, outcomes)
     steps = [step for outcome in outcomes.values() if outcome.emulated for step in outcome.emulated.steps]
     file_outcomes, encode = _decide_file(request, offer, touched=bool(steps))
     outcomes |= file_outcomes
+    steps = sorted(dict.fromkeys((*steps, *encode)), key=_place)
+    outcomes |= {
+        name: _Outcome(own_decision(name, shown(value, request), request, offer.output, steps), {})
+        for name, value in request.asked.items()
+        if _by_gateway(name, value)
+    }
     payload: Payload = dict(offer.fixed)
     for outcome in outcomes.values():
         payload |= outcome.payload
@@ -80,7 +102,7 @@ def plan_request(request: ImageRequest, offer: Offer, known: frozenset[str] = fr
     return Plan(
         offer=offer,
         calls=calls,
-        steps=tuple(sorted(dict.fromkeys((*steps, *encode)), key=_place)),
+        steps=tuple(steps),
         decisions=tuple(_with_seeds(outcomes[name].decision, seeds) for name in request.asked),
         copies=emulated.copies if "n" in outcomes and (emulated := outcomes["n"].emulated) else 1,
         missing=tuple(name for name, rule in offer.params.items() if rule.required and not request.asked.get(name)),
@@ -91,14 +113,9 @@ def _decide(
     name: str, value: Value, request: ImageRequest, offer: Offer, claimed: frozenset[str], known: frozenset[str]
 ) -> _Outcome:
     asked = shown(value, request)
-    parameter = PARAMETERS.get(name)
-    if parameter is not None and parameter.served is not None:
-        return _Outcome(Decision(name, Mode.EMULATED, asked, emulation=parameter.served), {})
     rule = offer.params.get(name) or OWN_RULES.get(name) or _rule_by_field(name, request, offer)
     if value in ("auto", "") and (name in PARAMETERS or name in known) and not (rule is not None and value in rule.choices):
         return _Outcome(Decision(name, Mode.PASSTHROUGH, asked, emulation="left to the model"), {})
-    if (name, value) == ("metadata", "strip"):
-        return _Outcome(Decision(name, Mode.EMULATED, asked, emulation="left out of what is sent and made"), {})
     if rule is None:
         return _without_rule(name, value, asked, offer, known)
     if rule.blocked is not None:
@@ -140,7 +157,8 @@ def _served(
     """The parameter reaches the result: natively, by the gateway, or by both."""
     whole = isinstance(native, Converted) and native.exact and not (emulated and emulated.decisive)
     mode = _MODES[rule.verb] if rule.verb and whole else Mode.EMULATED
-    sent = native.value if isinstance(native, Converted) else emulated.sent if emulated else None
+    by_hand = emulated.sent if emulated and (emulated.decisive or isinstance(native, Refused)) else None
+    sent = by_hand if by_hand is not None or isinstance(native, Refused) else native.value
     payload: Payload = {} if sent is None else {rule.to or name: sent}
     if emulated and emulated.calls and rule.verb:
         shown_sent: Mapping[str, Json] = {rule.to or name: list(emulated.calls)}
@@ -157,6 +175,8 @@ def _unsupported(name: str, asked: Json, refused: Refused, offer: Offer) -> _Out
 
 def _without_rule(name: str, value: Value, asked: Json, offer: Offer, known: frozenset[str]) -> _Outcome:
     """Unknown to everyone: sent as it is. Known elsewhere: unsupported here."""
+    if name == "n":
+        return _without_number(value, asked, offer)
     if isinstance(value, ImageRef) or (isinstance(value, tuple) and not isinstance(value, Size | Ratio)):
         # Leaving out a picture or a mask would change what is done, not how: never dropped.
         return _unsupported(name, asked, Refused("is not taken"), offer)
@@ -164,6 +184,13 @@ def _without_rule(name: str, value: Value, asked: Json, offer: Offer, known: fro
         return _unsupported(name, asked, Refused("is not known to this model", droppable=True), offer)
     guessed = guess(value)
     return _Outcome(Decision(name, Mode.PASSTHROUGH, asked, {name: guessed}, known=False), {name: guessed})
+
+
+def _without_number(value: Value, asked: Json, offer: Offer) -> _Outcome:
+    """`n` for an offer that has no number: one picture is what it gives."""
+    if value == 1:
+        return _Outcome(Decision("n", Mode.PASSTHROUGH, asked, emulation="one picture is what this model gives"), {})
+    return _unsupported("n", asked, Refused("is not known to this model, which gives one picture", droppable=True), offer)
 
 
 def _claimed_fields(request: ImageRequest, offer: Offer) -> frozenset[str]:
@@ -244,9 +271,50 @@ def _sent_size(request: ImageRequest, offer: Offer) -> Size | None:
     return None if smaller == request.images[0].size else smaller
 
 
+def _own_format(offer: Offer) -> Format | None:
+    """The format in which the offer gives its results when none is named; None where nobody knows."""
+    rule = offer.params.get("output_format")
+    default = offer.output.format or (rule.default if rule is not None else None)
+    named = _OWN_NAMES.get(str(default), str(default))
+    return Format(named) if named in set(Format) else None
+
+
+_OWN_NAMES = {"jpg": "jpeg"}
+
+
+def _restored(
+    request: ImageRequest, offer: Offer, claimed: frozenset[str], outcomes: Mapping[str, _Outcome]
+) -> dict[str, _Outcome]:
+    """What an upscaler does when nothing is asked of it, promised for the picture as it came: for one that had to be shrunk.
+
+    The outcome of `image`, completed by the factor that makes up for it and by a fit; empty where nothing is to be made up for.
+    """
+    rule, image = offer.params.get("scale_factor"), outcomes.get("image")
+    if rule is None or image is None or request.sent_size is None or request.target is not None or "scale_factor" in outcomes:
+        return {}
+    field = rule.to or "scale_factor"
+    default = 1 if request.at_input_size else rule.default
+    wanted = scaled_size(request, default) if is_number(default) else None
+    if not is_number(default) or wanted is None or field in claimed or image.decision.refused:
+        return {}
+    nearest = None if request.at_input_size else nearest_factor(factor_from_sent(request, default), rule)
+    own: Payload = {} if nearest is None else {field: nearest}
+    model = "" if nearest is None else f"the model works at {nearest:g}, and the result is "
+    emulation = f"{image.decision.emulation}; {model}fitted to {wanted}, {default:g} times the picture that came"
+    # Shown with the picture, since the factor was not asked for.
+    decision = replace(image.decision, sent={**image.decision.sent, **own}, emulation=emulation)
+    return {"image": _Outcome(decision, {**image.payload, **own}, Emulated("", (Fit(wanted, request.fit),)))}
+
+
 def _at_input_size(request: ImageRequest, offer: Offer) -> bool:
     """Whether something asked makes the results come back at the first picture's own size."""
     return any(name in request.asked and rule.at_input_size for name, rule in offer.params.items())
+
+
+def _by_gateway(name: str, value: Value) -> bool:
+    """Whether a parameter never concerns a provider: what it comes to is read off the plan's steps."""
+    parameter = PARAMETERS.get(name)
+    return (parameter is not None and parameter.served is not None) or (name, value) == ("metadata", "strip")
 
 
 def _place(step: Step) -> tuple[int, bool]:
@@ -323,7 +391,7 @@ def _worded(value: object) -> str:
 
 def _decide_file(request: ImageRequest, offer: Offer, *, touched: bool) -> tuple[dict[str, _Outcome], tuple[Encode, ...]]:
     """Decide what concerns the file: natively if the provider can do all of it and no pixel is touched, else in one encode."""
-    asked = {name: value for name, value in request.asked.items() if name in FILE_PARAMS}
+    asked = {name: value for name, value in request.asked.items() if name in FILE_PARAMS and not _by_gateway(name, value)}
     by_hand = replace(
         offer, params={name: replace(rule, emulate=None) for name, rule in offer.params.items() if name in FILE_PARAMS}
     )
@@ -347,7 +415,7 @@ def _encodes(name: str, offer: Offer) -> bool:
 
 
 def _encoded(name: str, value: Value, request: ImageRequest, offer: Offer, native: _Outcome) -> _Outcome:
-    if value in ("auto", "strip") or not _encodes(name, offer):
+    if value == "auto" or not _encodes(name, offer):
         return native
     result = encoded(name, value, request, offer.output)
     if isinstance(result, Refused):
@@ -360,7 +428,9 @@ def _calls(
 ) -> tuple[tuple[Call, ...], tuple[int, ...]]:
     """Split the work into calls; where there are several, each gets its own seed if the model has one to vary."""
     emulated = outcomes["n"].emulated if "n" in outcomes else None
-    counts = emulated.calls if emulated and emulated.calls else (request.n if not (emulated and emulated.copies > 1) else 1,)
+    counted = "n" in outcomes and outcomes["n"].decision.mode is not Mode.UNSUPPORTED
+    once = not counted or (emulated is not None and emulated.copies > 1)
+    counts = emulated.calls if emulated and emulated.calls else (1 if once else request.n,)
     count_rule, seed_rule = offer.params.get("n"), offer.params.get("seed")
     count_field = count_rule.to or "n" if count_rule is not None and count_rule.verb else None
     seed_field = seed_rule.to or "seed" if seed_rule is not None and seed_rule.verb else None

@@ -11,7 +11,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
-from normalization.pixels.formats import OUTPUT_FORMATS, Format, ImageInfo, Size
+from normalization.pixels.formats import FORMATS, OUTPUT_FORMATS, Format, ImageInfo, Size
 
 Json: TypeAlias = bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"] | None
 
@@ -94,6 +94,8 @@ class ImageRequest:
     """Each parameter that was sent, once, in the order sent. Names that `PARAMETERS` lacks keep their value as it came."""
     images: tuple[ImageInfo, ...] = ()
     mask: ImageInfo | None = None
+    own_format: Format | None = None
+    """The format in which the offer gives its results when none is named, where it is known."""
     sent_size: Size | None = None
     """The size at which the first picture is sent, where an offer takes only smaller ones."""
     at_input_size: bool = False
@@ -146,6 +148,13 @@ class ImageRequest:
         """The format wanted, if one was named."""
         value = self.asked.get("output_format")
         return value if isinstance(value, Format) else None
+
+    @property
+    def file_format(self) -> Format:
+        """The format the gateway writes: the one named; the offer's own if only its compression was asked for; else PNG."""
+        compressed = "output_compression" in self.asked and self.asked.get("background") != "transparent"
+        own = self.own_format if compressed and self.own_format and FORMATS[self.own_format].quality else None
+        return self.output_format or own or Format.PNG
 
     @property
     def response_format(self) -> str:
@@ -270,12 +279,18 @@ def parse_size(text: str) -> Value:
     if text == "auto":
         return text
     if ":" in text:
-        return Ratio(*map(int, text.split(":")))
+        ratio = Ratio(*map(int, text.split(":")))
+        if max(ratio) > MAX_RATIO * min(ratio):
+            raise _Wrong("invalid_value", f"must be a shape between 1:{MAX_RATIO} and {MAX_RATIO}:1")
+        return ratio
     size = Size(*map(int, text.split("x")))
     if max(size) > MAX_EDGE:
         raise _Wrong("invalid_value", f"must have edges of at most {MAX_EDGE} pixels")
     return size
 
+
+MAX_RATIO = 20
+"""The most that one edge of a shape without a scale may exceed the other: beyond lie slips of the pen."""
 
 MAX_EDGE = 16_384
 """The longest edge that can be asked for, in pixels: WebP ends there, and no offer goes beyond."""
@@ -320,7 +335,7 @@ PARAMETERS: Mapping[str, Parameter] = MappingProxyType(
             Parameter("metadata", *_choice("strip", "keep")),
             Parameter("mask_feather", *_number(0, 256), served="softens the edge of the mask, in pixels of the result"),
             Parameter("stream", *_boolean(), served="answered by the gateway"),
-            Parameter("partial_images", *_integer(0, 3), served="answered by the gateway"),
+            Parameter("partial_images", *_integer(0, 3), served="there are none: the answer comes in one piece"),
         )
     }
 )

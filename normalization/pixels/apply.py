@@ -8,11 +8,12 @@ from PIL import Image
 
 from normalization.pixels.animation import Animation
 from normalization.pixels.encode import encode
-from normalization.pixels.fit import fit, shaped
+from normalization.pixels.fit import fit
 from normalization.pixels.formats import Size
 from normalization.pixels.mask import composite
 from normalization.plan import Composite, Encode, Fit, Step
 from normalization.request import ImageRef
+from normalization.sizes import shaped
 
 
 def apply_steps(

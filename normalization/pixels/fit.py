@@ -6,7 +6,8 @@ from PIL import Image
 
 from normalization.pixels.color import has_alpha
 from normalization.pixels.formats import Size
-from normalization.request import FitMode, Ratio
+from normalization.request import FitMode
+from normalization.sizes import contained_size
 
 
 def fit(image: Image.Image, size: Size, how: FitMode, background: str | None = None) -> Image.Image:
@@ -34,13 +35,6 @@ def fit(image: Image.Image, size: Size, how: FitMode, background: str | None = N
             assert_never(how)
 
 
-def contained_size(source: Size, target: Size) -> Size:
-    """The largest size of the shape of `source` within `target`; every edge at least 1 pixel."""
-    if source.width * target.height >= source.height * target.width:
-        return Size(target.width, max(1, round(source.height * target.width / source.width)))
-    return Size(max(1, round(source.width * target.height / source.height)), target.height)
-
-
 def _crop(source: Size, target: Size) -> tuple[float, float, float, float]:
     """The largest box of the shape of `target` in the middle of `source`."""
     if source.width * target.height >= source.height * target.width:
@@ -63,14 +57,3 @@ def _padded(image: Image.Image, size: Size, background: str | None) -> Image.Ima
         canvas = Image.new("RGBA" if has_alpha(image) else "RGB", size, background)
     canvas.paste(image.convert(canvas.mode), place)
     return canvas
-
-
-def shaped(size: Size, ratio: Ratio, how: FitMode) -> Size:
-    """The size that a picture of `size` gets in the shape `ratio` at its own scale: cut for cover, enlarged by bars for pad."""
-    width, height = size
-    if width * ratio.height == height * ratio.width or how is FitMode.CONTAIN:
-        return size
-    wider = width * ratio.height > height * ratio.width
-    if wider is (how is FitMode.COVER):
-        return Size(max(1, round(height * ratio.width / ratio.height)), height)
-    return Size(width, max(1, round(width * ratio.height / ratio.width)))

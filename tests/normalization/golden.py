@@ -34,6 +34,11 @@ STANDARD: Mapping[str, Standard] = {
     "a size of another shape": Standard({"size": "1000x1000", "fit": "pad"}),
     "a size beyond most": Standard({"size": "16000x12000"}),
     "eight times as large": Standard({"scale_factor": 8}),
+    "a factor and a size": Standard({"scale_factor": 3, "size": "3000x3000"}),
+    "a compression": Standard({"output_compression": 60}),
+    "what the gateway alone serves, with nothing to do": Standard(
+        {"fit": "contain", "background_color": "#102030", "mask_feather": 4, "metadata": "strip", "partial_images": 2}
+    ),
     "a shape": Standard({"aspect_ratio": "16:9"}),
     "a resolution": Standard({"resolution": "2K"}),
     "a size and a shape that contradict": Standard({"size": "1024x1024", "aspect_ratio": "16:9"}),

@@ -1,16 +1,20 @@
 """The planner decides every parameter once, natively where it can."""
 
+from dataclasses import replace
+from decimal import Decimal
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from normalization.converters import CONVERTERS
 from normalization.emulations import EMULATIONS
-from normalization.offer import Offer, Rule, ValueType, Verb
+from normalization.offer import Offer, Output, Rule, ValueType, Verb
 from normalization.pixels.formats import OUTPUT_FORMATS, Format, ImageInfo, Size
-from normalization.plan import Composite, Decision, Encode, Fit, Mode, Plan
+from normalization.plan import Composite, Decision, Encode, Fit, Mode, Plan, fitted_size
 from normalization.planner import guess, plan_request
-from normalization.request import PARAMETERS, ImageRef, ImageRequest, Json, Text
+from normalization.pricing import quote
+from normalization.request import PARAMETERS, FitMode, ImageRef, ImageRequest, InvalidParameter, Json, Ratio, Text
 from providers.catalog import load_catalog
 from tests.normalization.requests import CUTOUT, PHOTO, offer, request
 
@@ -233,6 +237,168 @@ def test_text_of_unknown_parameters_is_typed_by_its_look(text: str, value: Json)
     assert guess(Text(text)) == value
 
 
+# --- what was shrunk, and what decides ----------------------------------------------------------------------------------------
+
+SMALL = {**UPSCALER, "image": Rule(Verb.RENAME, "image_url", max=1, max_edge=320)}
+"""Takes the 640x480 photograph at half its size only."""
+
+
+@pytest.mark.parametrize(
+    ("factor", "sent", "size", "words"),
+    [
+        pytest.param(2, 4, Size(1280, 960), "the model works at 4, from the 320x240 that is sent", id="twice as much"),
+        pytest.param(3, 4, Size(1920, 1440), "the model works at 4, from the 320x240 that is sent", id="as far as it goes"),
+        pytest.param(0.5, 1, Size(320, 240), "the model works at 1, from the 320x240 that is sent", id="not at all"),
+    ],
+)
+def test_a_factor_is_that_of_the_picture_as_it_came(factor: float, sent: float, size: Size, words: str):
+    """A picture sent at half its size is enlarged by twice the factor, as far as the model goes, and the receipt says so."""
+    plan = plan_request(request({"scale_factor": factor}), offer(**SMALL))
+    decision = decided(plan, "scale_factor")
+
+    assert plan.calls[0].payload["upscale_factor"] == sent
+    assert (decision.mode, dict(decision.sent)) == (Mode.EMULATED, {"upscale_factor": sent})
+    assert decision.emulation == f"{words}, fitted to {size}"
+    assert plan.steps[0] == Fit(size, FitMode.COVER)
+
+
+def test_a_shrunk_picture_is_enlarged_as_much_as_an_unshrunk_one_without_a_word():
+    """The model's own factor, 2, holds for the picture as it came: 4 of the half, and the size is made sure of."""
+    plan = plan_request(request(), offer(**SMALL))
+    decision = decided(plan, "image")
+
+    assert plan.calls[0].payload["upscale_factor"] == 4
+    assert [type(step) for step in plan.steps] == [Fit, Encode]
+    assert plan.steps[0] == Fit(Size(1280, 960), FitMode.COVER)
+    assert decision.sent["upscale_factor"] == 4
+    assert "fitted to 1280x960, 2 times the picture that came" in (decision.emulation or "")
+
+
+def test_a_shrunk_picture_with_a_size_is_reached_by_the_size():
+    """Where a size is asked for, nothing else decides."""
+    plan = plan_request(request({"size": "960x720"}), offer(**SMALL))
+
+    assert plan.calls[0].payload["upscale_factor"] == 3
+    assert [step.size for step in plan.steps if isinstance(step, Fit)] == [Size(960, 720)]
+
+
+@pytest.mark.parametrize("ruler", [{"size": "2048x1536"}, {"resolution": "2K"}], ids=["size", "resolution"])
+@pytest.mark.parametrize(("factor", "works"), [(3, 3), (8, 4)])
+def test_a_factor_says_that_a_size_decides(ruler: dict[str, Json], factor: float, works: float):
+    """Where the size delivered is not the one that the factor means, the factor's decision says which parameter wins."""
+    params = {**UPSCALER, "resolution": UPSCALER["size"]}
+    plan = plan_request(request({"scale_factor": factor, **ruler}), offer(**params))
+    (name, value), *_ = ruler.items()
+
+    assert decided(plan, "scale_factor").emulation == f"the model works at {works}; {name} {value} decides what is delivered"
+    assert plan.calls[0].payload["upscale_factor"] == works
+
+
+def test_a_factor_that_agrees_with_the_size_needs_no_word():
+    """2 times 640x480 is 1280x960."""
+    decision = decided(plan_request(request({"scale_factor": 2, "size": "1280x960"}), offer(**UPSCALER)), "scale_factor")
+
+    assert (decision.mode, decision.emulation) == (Mode.RENAMED, None)
+
+
+def test_a_factor_for_a_model_without_one_gives_way_to_a_size():
+    """Nobody would do anything with it: that is said, and it can be dropped."""
+    params = {"image": IMAGE, "scale_factor": Rule(emulate="resample"), "size": Rule(emulate="fit")}
+    plan = plan_request(request({"scale_factor": 8, "size": "3000x3000"}), offer(**params))
+
+    assert decided(plan, "scale_factor").reason == "acme: scale_factor 8 contradicts size 3000x3000, which wins"
+    assert not plan.refusals
+
+
+# --- claims of work -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("param", "fields", "mask", "works"),
+    [
+        pytest.param("partial_images", {"partial_images": 2}, None, False, id="no partial images"),
+        pytest.param("mask_feather", {"mask_feather": 4}, None, False, id="nothing to soften"),
+        pytest.param("mask_feather", {"mask_feather": 4}, CUTOUT, True, id="a mask to soften"),
+        pytest.param("background_color", {"background_color": "#ff0000"}, None, False, id="nothing to lie under"),
+        pytest.param("background_color", {"background_color": "#ff0000", "size": "9x5", "fit": "pad"}, None, True, id="bars"),
+        pytest.param("background_color", {"background_color": "#ff0000", "background": "opaque"}, None, True, id="flattened"),
+        pytest.param("fit", {"fit": "pad"}, None, False, id="no size to reach"),
+        pytest.param("fit", {"fit": "pad", "scale_factor": 8}, None, False, id="a fit to its own shape"),
+        pytest.param("fit", {"fit": "pad", "size": "9x5"}, None, True, id="a size to reach"),
+        pytest.param("metadata", {"metadata": "strip"}, None, False, id="none to leave out"),
+        pytest.param("metadata", {"metadata": "strip", "size": "9x5"}, None, True, id="left out of what is made"),
+        pytest.param("user", {"user": "u1"}, None, True, id="always recorded"),
+    ],
+)
+def test_receipts_claim_only_work_that_is_done(param: str, fields: dict[str, Json], mask: ImageInfo | None, works: bool):
+    """`emulated` where the plan has the gateway do something for the parameter; else `passthrough`, nothing sent, and why."""
+    params = {**UPSCALER, "background": Rule(emulate="encode")}
+    decision = decided(plan_request(request(fields, mask=mask), offer(**params), frozenset(PARAMETERS)), param)
+
+    assert (decision.mode, dict(decision.sent)) == (Mode.EMULATED if works else Mode.PASSTHROUGH, {})
+    assert (decision.emulation or "").startswith("nothing to ") or works or param == "partial_images"
+
+
+def test_a_shape_with_contain_is_not_said_to_be_fitted():
+    """Contain neither cuts nor pads, so that a shape alone is as near as the model comes; nobody near is `unsupported`."""
+    near = plan_request(request({"size": "1:2", "fit": "contain"}), offer(**NATIVE))
+    nobody = plan_request(request({"size": "1:2", "fit": "contain"}), offer(image=IMAGE, size=Rule(emulate="fit")))
+
+    assert decided(near, "size").emulation == "as near as the model comes: contain neither cuts nor pads"
+    assert (near.steps, nobody.steps) == ((), ())
+    assert decided(nobody, "size").mode is Mode.UNSUPPORTED
+    assert not nobody.refusals
+
+
+def test_compression_is_judged_by_the_format_that_comes():
+    """An offer that gives jpeg where nothing is named has something to compress; the gateway writes jpeg then, not png."""
+    given = replace(offer({"output_format": "png"}, **NATIVE), output=Output(format="jpeg"))
+    plan = plan_request(request({"output_compression": 50}), given)
+
+    assert decided(plan, "output_compression").mode is Mode.EMULATED
+    assert plan.steps == (Encode(Format.JPEG, 50, "#ffffff"),)
+
+
+def test_an_offer_without_a_number_gives_one_picture():
+    """More is reported, can be dropped, and is neither asked for nor priced."""
+    asked = request({"n": 4})
+    plan = plan_request(asked, offer(image=IMAGE), frozenset(PARAMETERS))
+
+    assert decided(plan, "n").mode is Mode.UNSUPPORTED
+    assert not plan.refusals
+    assert [call.images for call in plan.calls] == [1]
+    assert quote(plan, asked).usd == Decimal("0.04")
+    assert decided(plan_request(request({"n": 1}), offer(image=IMAGE)), "n").mode is Mode.PASSTHROUGH
+
+
+@pytest.mark.parametrize("shape", ["1:21", "1000:1", "9999:1"])
+@pytest.mark.parametrize("param", ["size", "aspect_ratio"])
+def test_shapes_that_nobody_means_are_refused(param: str, shape: str):
+    """A shape lies between 1:20 and 20:1."""
+    with pytest.raises(InvalidParameter, match="between 1:20 and 20:1") as error:
+        request({param: shape})
+
+    assert (error.value.param, error.value.code) == (param, "invalid_value")
+    assert request({param: "1:20"}).shape == (1, 20)
+
+
+@pytest.mark.parametrize(
+    ("step", "size"),
+    [
+        (Fit(Ratio(1, 1), FitMode.COVER), Size(480, 480)),
+        (Fit(Ratio(1, 1), FitMode.PAD), Size(640, 640)),
+        (Fit(Ratio(1, 1), FitMode.CONTAIN), Size(640, 480)),
+        (Fit(Size(100, 100), FitMode.CONTAIN), Size(100, 75)),
+        (Fit(Size(100, 100), FitMode.PAD), Size(100, 100)),
+    ],
+)
+def test_the_size_of_a_fit_is_known_before(step: Fit, size: Size):
+    """From the size that comes, without a pixel."""
+    assert fitted_size(step, Size(640, 480)) == size
+
+
+# --- promises -----------------------------------------------------------------------------------------------------------------
+
 VALUES = st.one_of(
     st.booleans(), st.integers(-5, 60), st.floats(0.1, 12), st.text(max_size=8), st.sampled_from(["auto", "12", "3:2"])
 )
@@ -276,11 +442,12 @@ OFFERS = st.builds(
 
 @given(REQUESTS, OFFERS)
 def test_plans_keep_their_promises(asked: ImageRequest, sold: Offer):
-    """One decision for each parameter; images over calls sum to n; only declared or unknown fields are sent; encode comes last."""
+    """One decision each; images over calls sum to n, or to one without it; only declared or unknown fields; encode comes last."""
     plan = plan_request(asked, sold, frozenset(PARAMETERS))
 
     assert [decision.param for decision in plan.decisions] == list(asked.asked)
-    assert sum(call.images for call in plan.calls) * plan.copies == asked.n
+    counted = all(decision.param != "n" for decision in plan.unsupported)
+    assert sum(call.images for call in plan.calls) * plan.copies == (asked.n if counted else 1)
     declared = {rule.to or name for name, rule in sold.params.items()} | set(sold.master) | set(sold.fixed)
     unknown = {decision.param for decision in plan.decisions if not decision.known}
     assert all(set(call.payload) <= declared | unknown for call in plan.calls)

@@ -5,9 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from normalization.pixels.fit import contained_size, fit
+from normalization.pixels.fit import fit
 from normalization.pixels.formats import Size
 from normalization.request import FitMode
+from normalization.sizes import contained_size
 
 EDGE = st.integers(1, 60)
 

@@ -1,7 +1,7 @@
 """Results laid over the original through a mask."""
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from normalization.pixels.mask import composite
 
@@ -24,9 +24,21 @@ def test_result_shows_where_the_mask_is_transparent():
     assert mixed.crop((10, 0, 20, 10)).tobytes() == result.crop((10, 0, 20, 10)).tobytes()
 
 
-@pytest.mark.parametrize("size", [(40, 20), (33, 17), (5, 5)])
-def test_size_is_that_of_the_result(size):
-    """Original and mask follow the result's size."""
+def test_what_is_kept_is_not_distorted_by_a_result_of_another_shape():
+    """A square result for a picture twice as wide is cut to that shape: a circle of the original stays one."""
+    original = Image.new("RGB", (80, 40), "blue")
+    ImageDraw.Draw(original).ellipse((20, 10, 39, 29), fill="white")
+
+    mixed = composite(original, Image.new("RGB", (80, 80), "red"), mask_of((80, 40), (60, 0, 80, 40)))
+
+    assert mixed.size == (80, 40)
+    assert mixed.crop((0, 0, 60, 40)).tobytes() == original.crop((0, 0, 60, 40)).tobytes()
+    assert mixed.getpixel((79, 39)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("size", [(40, 20), (33, 17), (5, 3)])
+def test_scale_is_that_of_the_result(size):
+    """Original and mask follow the result's size where it has the original's shape, but for a rounded pixel."""
     mixed = composite(Image.new("RGB", (20, 10), "blue"), Image.new("L", size, 255), mask_of((7, 9), (0, 0, 3, 9)))
 
     assert (mixed.mode, mixed.size) == ("RGB", size)
