@@ -630,7 +630,7 @@ async def test_bill_is_by_the_second_or_by_the_picture(start: Start, uri: str) -
         bill = (await sim.fetch(f"{sim.origin}/_sim/bill")).json()
 
     assert [job["usd"] for job in bill["jobs"]] == ["0.012675", "0.009", "0.000024576"]
-    assert bill["usd"] == "0.021708576"
+    assert bill["usd"] == "0.021699576"
 
 
 async def test_failures_cost_machine_time_only(start: Start, uri: str) -> None:
