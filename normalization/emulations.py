@@ -173,6 +173,9 @@ def encoded(name: str, value: Value, request: ImageRequest, output: Output) -> E
         return Refused(f"{wanted} cannot hold {request.target}: its longest edge is {facts.max_edge} pixels")
     if name == "metadata":
         return _metadata(request)
+    if name == "output_compression" and request.output_format is None and request.own_format is None:
+        words = "needs an output_format beside it, of jpeg, webp or avif: in which format this model's pictures come is not known"
+        return Refused(words, droppable=True)
     if name == "output_compression" and not facts.quality:
         return Refused(f"has no meaning for {wanted}, which is lossless; ask for jpeg, webp or avif", droppable=True)
     if value == "transparent" and not facts.alpha:

@@ -212,7 +212,7 @@ def test_a_format_without_alpha_is_laid_on_white_unless_told_otherwise():
 
 def test_compression_of_a_lossless_format_is_reported_not_refused():
     """png has nothing to compress further; the picture still comes."""
-    plan = plan_request(request({"output_compression": 50}), offer(**NATIVE))
+    plan = plan_request(request({"output_compression": 50, "output_format": "png"}), offer(**NATIVE))
 
     assert decided(plan, "output_compression").mode is Mode.UNSUPPORTED
     assert not plan.refusals
@@ -357,6 +357,14 @@ def test_compression_is_judged_by_the_format_that_comes():
 
     assert decided(plan, "output_compression").mode is Mode.EMULATED
     assert plan.steps == (Encode(Format.JPEG, 50, "#ffffff"),)
+
+
+def test_compression_of_an_unknown_format_is_not_said_to_be_one_of_png():
+    """Where nobody knows what comes, the reason says that the format is to be named."""
+    decision = decided(plan_request(request({"output_compression": 50}), offer(**NATIVE)), "output_compression")
+
+    assert "needs an output_format beside it" in (decision.reason or "")
+    assert "png" not in (decision.reason or "")
 
 
 def test_an_offer_without_a_number_gives_one_picture():

@@ -413,6 +413,19 @@ def test_a_folder_that_is_not_there_is_a_mistake(tmp_path: Path):
         load_catalog(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize("provider", ["fal", "replicate"])
+def test_pictures_beyond_what_recraft_takes_are_shrunk_and_the_factor_still_holds(provider: str):
+    """Recraft takes edges of 4096 and 16 megapixels; twice the picture is twice what came, not what was sent."""
+    large = ImageInfo(Format.PNG, Size(5472, 3648))
+
+    plan = plan_request(
+        request({"scale_factor": 2}, images=(large,)), packaged("recraft-crisp-upscale", provider), CATALOG.parameters
+    )
+
+    assert "brought to 4096x2730, the largest that is taken" in (decided(plan, "image").emulation or "")
+    assert plan.steps[0] == Fit(Size(10944, 7296), request({}).fit)
+
+
 def test_large_pictures_are_known_by_their_header_only():
     """A plan needs nothing but sizes: a picture of 20 megapixels plans like a small one."""
     large = ImageInfo(Format.JPEG, Size(5472, 3648))
