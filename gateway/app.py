@@ -27,7 +27,7 @@ from gateway.api.openapi import openapi_config, openapi_document
 from gateway.api.rendering import RequestId, error_handlers
 from gateway.assets.retention import Retention
 from gateway.assets.store import AssetStore, open_store
-from gateway.backend import BundledBackend
+from gateway.backend import MODELS, BundledBackend
 from gateway.db.engine import Database
 from gateway.db.migrate import ensure_schema
 from gateway.db.presence import HEARTBEAT
@@ -42,10 +42,12 @@ from gateway.observe.metrics import Metrics
 from gateway.settings import Settings, secret_key
 from gateway.tenants.service import Caller, Tenants
 from gateway.times import now
-from normalization.offer import Offer
 from providers import http
-from providers.catalog import Catalog, Shelf, load_catalog
+from providers.base import Provider
+from providers.catalog import Shelf, load_catalog
+from providers.fal import FalProvider, FalSettings
 from providers.local.cog import BackendState, CogProvider, LocalBackend
+from providers.replicate import ReplicateProvider, ReplicateSettings
 from providers.spool import Spool
 
 RETENTION_EVERY_S = 60.0
@@ -91,15 +93,17 @@ async def open_gateway(
         async with (
             http.create_client(guard=http.AddressGuard(settings.fetch.allow_hosts)) as outside,
             http.create_client(guard=None) as own,
-            _local(settings, shelf.catalog, own, spool, log, metrics) as local,
+            _replicate(settings, own, spool) as replicate,
+            _local(settings, own, spool, log, metrics) as local,
         ):
+            providers: dict[str, Provider] = {one.name: one for one in (_fal(settings, own, spool), replicate, local)}
             journal = Journal(db, now, f"boot_{uuid4().hex}")
             pixels = _pixel_pool(settings)
             services = Services(
                 settings=settings,
                 shelf=shelf,
-                providers={local.name: local},
-                unavailable=lambda offer: _unavailable(offer, local),
+                providers=providers,
+                unavailable=lambda offer: providers[offer.provider].refusal(offer.endpoint),
                 health=Health(Thresholds.of(settings.routing), time.monotonic),
                 journal=journal,
                 pixels=pixels,
@@ -118,7 +122,7 @@ async def open_gateway(
             await journal.recover()
             async with (
                 _repeated(journal.recover, HEARTBEAT.total_seconds(), log),
-                _repeated(Retention(db, store, now).remove_expired, RETENTION_EVERY_S, log),
+                _repeated(Retention(db, store, now, log).remove_expired, RETENTION_EVERY_S, log),
             ):
                 try:
                     yield Gateway(
@@ -205,7 +209,7 @@ def open_pictures(settings: Settings) -> AssetStore:
 
 @asynccontextmanager
 async def _local(
-    settings: Settings, catalog: Catalog, client: http.AsyncClient, spool: Spool, log: FilteringBoundLogger, metrics: Metrics
+    settings: Settings, client: http.AsyncClient, spool: Spool, log: FilteringBoundLogger, metrics: Metrics
 ) -> AsyncGenerator[CogProvider]:
     """The provider `local`: the operator's backends, or the bundled one, started here."""
     if settings.local.backends is not None:
@@ -223,7 +227,7 @@ async def _local(
         return states.get(BUNDLED) is not BackendState.DOWN
 
     backend = BundledBackend(log, healthy=healthy, on_restart=metrics.backend_restarts.inc)
-    facts = LocalBackend(BUNDLED, backend.url, catalog.endpoints("local"), slots=os.cpu_count() or 1)
+    facts = LocalBackend(BUNDLED, backend.url, MODELS, slots=os.cpu_count() or 1)
     local = CogProvider((facts,), client=client, spool=spool, now=now)
     await backend.start()
     try:
@@ -233,11 +237,30 @@ async def _local(
         await backend.stop()
 
 
-def _unavailable(offer: Offer, local: CogProvider) -> str | None:
-    """Why an offer cannot take work at all."""
-    if offer.provider != local.name:
-        return f"{offer.provider}: not served by this release"
-    return local.refusal(offer.endpoint)
+def _fal(settings: Settings, client: http.AsyncClient, spool: Spool) -> FalProvider:
+    """The provider `fal`; without a key it says so when asked."""
+    key = settings.fal_key.get_secret_value().strip() if settings.fal_key is not None else None
+    return FalProvider(
+        FalSettings(key=key or None, **settings.fal.model_dump()),
+        client=client,
+        spool=spool,
+        now=now,
+        start_timeout_s=settings.limits.job_deadline_s,
+    )
+
+
+@asynccontextmanager
+async def _replicate(settings: Settings, client: http.AsyncClient, spool: Spool) -> AsyncGenerator[ReplicateProvider]:
+    """The provider `replicate`; without a token it says so when asked."""
+    token = settings.replicate_api_token.get_secret_value().strip() if settings.replicate_api_token is not None else None
+    own = ReplicateSettings(
+        token=token or None, base_url=settings.replicate.base_url, cancel_after_s=settings.limits.job_deadline_s
+    )
+    replicate = ReplicateProvider(own, client=client, spool=spool, now=now)
+    try:
+        yield replicate
+    finally:
+        await replicate.close()
 
 
 def _pixel_pool(settings: Settings) -> PixelPool:

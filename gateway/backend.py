@@ -14,6 +14,9 @@ from structlog.typing import FilteringBoundLogger
 
 import providers
 
+MODELS = ("detail-upscaler",)
+"""What it serves. Not every local offer of the catalog: others need backends of the operator's own."""
+
 HEALTHY_RUN_S = 60.0
 """After running this long, the next crash counts as the first again."""
 

@@ -18,10 +18,10 @@ import uvicorn
 from litestar.types import ASGIApp
 
 from gateway.app import BUNDLED, Gateway, create_app
-from gateway.backend import BundledBackend
+from gateway.backend import MODELS, BundledBackend
 from gateway.observe.log import configure_logging
 from gateway.settings import VAR, Settings, SettingsError, read_settings
-from providers.catalog import CatalogError, load_catalog
+from providers.catalog import CatalogError
 
 EXAMPLE = Path("examples") / "harbour.jpg"
 
@@ -198,8 +198,7 @@ def _shared_backend(settings: Settings) -> Generator[None]:
 
     backend = BundledBackend(structlog.get_logger(), healthy=healthy, on_restart=lambda: None)
     asyncio.run_coroutine_threadsafe(backend.start(), loop).result()
-    models = load_catalog(settings.catalog.folder).endpoints("local")
-    facts = {"name": BUNDLED, "url": backend.url, "models": models, "slots": os.cpu_count() or 1}
+    facts = {"name": BUNDLED, "url": backend.url, "models": MODELS, "slots": os.cpu_count() or 1}
     os.environ["GATEWAY_LOCAL__BACKENDS"] = json.dumps([facts])
     try:
         yield

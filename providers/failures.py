@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
 
+from providers.base import Usage
+
 
 class FailureKind(StrEnum):
     """Why a provider did not deliver."""
@@ -68,6 +70,7 @@ class ProviderFailure(Exception):
         detail: str | None = None,
         param: str | None = None,
         retry_after_s: float | None = None,
+        usage: Usage | None = None,
     ) -> None:
         super().__init__(detail or public)
         self.kind = kind
@@ -76,3 +79,5 @@ class ProviderFailure(Exception):
         self.param = param
         """Which of the caller's parameters is at fault, if the provider says."""
         self.retry_after_s = retry_after_s
+        self.usage = usage
+        """What the provider says it used, and so charges, all the same."""

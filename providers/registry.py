@@ -4,9 +4,13 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from providers.base import Provider
+from providers.fal import FalProvider
 from providers.local.cog import CogProvider
+from providers.replicate import ReplicateProvider
 
-PROVIDERS: Mapping[str, type[Provider]] = MappingProxyType({"local": CogProvider})
+PROVIDERS: Mapping[str, type[Provider]] = MappingProxyType(
+    {"fal": FalProvider, "replicate": ReplicateProvider, "local": CogProvider}
+)
 
-PROVIDER_NAMES = ("fal", "replicate", *PROVIDERS)
-"""All that the catalog may name; those that this release cannot build are never eligible, and say so."""
+PROVIDER_NAMES = tuple(PROVIDERS)
+"""All that the catalog may name."""

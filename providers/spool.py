@@ -7,6 +7,8 @@ import fcntl
 import os
 import shutil
 import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -18,9 +20,11 @@ class Spool:
         """Make the folder under `parent` (default: `TMPDIR`), and remove the folders of processes that are no more."""
         parent = parent or Path(tempfile.gettempdir()) / f"image-gateway-{os.getuid()}"
         parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _remove_orphans(parent)
-        self.folder = Path(tempfile.mkdtemp(prefix="spool-", dir=parent))
-        self._lock = _lock(self.folder)
+        # One start at a time: a new folder that is not locked yet looks like a dead process's.
+        with _held(parent):
+            _remove_orphans(parent)
+            self.folder = Path(tempfile.mkdtemp(prefix="spool-", dir=parent))
+            self._lock = _lock(self.folder)
 
     def path(self, suffix: str = "") -> Path:
         """A new name in the folder. The file does not exist yet; whoever makes it removes it."""
@@ -32,6 +36,17 @@ class Spool:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+@contextmanager
+def _held(folder: Path) -> Generator[None]:
+    """Have a folder's lock for a moment, waiting for whoever has it."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _lock(folder: Path) -> int | None:

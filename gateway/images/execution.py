@@ -1,25 +1,20 @@
 """Execution: try the route's plans in order until one delivers; every attempt and every ticket is written down as it happens."""
 
-import asyncio
 import errno
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 
-from gateway.errors import AllOffersFailed, BadRequest, ContentRefused, GatewayError, Overloaded
-from gateway.images.finishing import Originals, StoredImage, fetch, finish, prepare, store
+from gateway.errors import AllOffersFailed, BadRequest, ContentRefused, GatewayError, InternalError, Overloaded
+from gateway.images.finishing import Originals, StoredImage
 from gateway.images.health import BreakerState, Health, Turn
-from gateway.images.journal import OpenAttempt, OpenJob
+from gateway.images.journal import OpenAttempt, OpenJob, persistent
+from gateway.images.making import Made, Order, make
 from gateway.images.routing import Candidate, Route, Verdict, standing
-from gateway.images.scratch import Scratch
 from gateway.images.services import Services
-from gateway.images.verification import verify
-from normalization.plan import Plan
-from normalization.pricing import Cost, money, price, total
+from normalization.pricing import Cost, money, total
 from normalization.request import ImageRequest, Json
-from providers.base import Done, ImageParts, Running, Ticket, Usage
-from providers.drive import drive
 from providers.failures import CONSEQUENCES, FailureKind, ProviderFailure
 
 
@@ -45,7 +40,12 @@ class Tried:
     failure: ProviderFailure | None
     """None: it delivered."""
     ms: int
-    cost: Cost
+    made: Made
+
+    @property
+    def cost(self) -> Cost:
+        """What the provider charges for it."""
+        return self.made.cost
 
     @property
     def provider(self) -> str:
@@ -57,9 +57,12 @@ class Tried:
         """`ok` or a kind of failure."""
         return self.failure.kind if self.failure else "ok"
 
-    def told(self) -> dict[str, str | int]:
-        """For the answer's `attempts`."""
-        return {"provider": self.provider, "outcome": self.outcome, "ms": self.ms}
+    def told(self) -> dict[str, Json]:
+        """For the answer's `attempts`; with what failed beside what was delivered."""
+        told: dict[str, Json] = {"provider": self.provider, "outcome": self.outcome, "ms": self.ms}
+        if self.failure is None and self.made.failures:
+            told["failures"] = [failure.kind.value for failure in self.made.failures]
+        return told
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +80,6 @@ class Delivered:
     def cost(self) -> Cost:
         """What providers charge, failed attempts included."""
         return total([tried.cost for tried in self.tried])
-
-
-@dataclass(frozen=True, slots=True)
-class _Made:
-    """What one attempt brought."""
-
-    images: tuple[StoredImage, ...]
-    cost: Cost
-    usage: Mapping[int, Usage]
 
 
 async def execute(work: Work, by: Services) -> Delivered:
@@ -106,14 +100,16 @@ async def execute(work: Work, by: Services) -> Delivered:
             by.health.abandon(turn)
             raise
         tried.append(_tried(candidate, turn, made, by))
+        await _record(attempt, tried[-1], by)
         _count(work, tried[-1], by)
-        if isinstance(made, _Made):
-            await by.journal.finish_attempt(attempt, tried[-1].outcome, None, made.cost, made.usage)
+        failure = tried[-1].failure
+        if failure is None:
             return Delivered(candidate, made.images, tuple(tried), turns.told(tried))
-        await by.journal.finish_attempt(attempt, tried[-1].outcome, made.detail, tried[-1].cost)
-        by.log.warning("attempt.failed", provider=tried[-1].provider, kind=tried[-1].outcome, detail=made.detail)
-        if not CONSEQUENCES[made.kind].try_next:
-            raise _final(made, _account(tried, turns))
+        by.log.warning("attempt.failed", provider=tried[-1].provider, kind=tried[-1].outcome, detail=failure.detail)
+        if _is_disk_full(failure.__cause__):
+            raise _disk_full(failure, _account(tried, turns))
+        if not CONSEQUENCES[failure.kind].try_next:
+            raise _final(failure, _account(tried, turns))
     final = all(one.failure is not None and one.failure.kind in _LASTING for one in tried)
     waits = [one.failure.retry_after_s for one in tried if one.failure and one.failure.retry_after_s is not None]
     raise AllOffersFailed(
@@ -172,105 +168,55 @@ def _verdict(candidate: Candidate, verdict: Verdict, *reasons: str) -> dict[str,
     return {"provider": offer.provider, "endpoint": offer.endpoint, "verdict": verdict.value, "reasons": list(reasons)}
 
 
-async def _attempt(work: Work, candidate: Candidate, attempt: OpenAttempt, by: Services) -> _Made | ProviderFailure:
-    """Make one plan; a provider's failure is an outcome here, not an exception."""
+async def _attempt(work: Work, candidate: Candidate, attempt: OpenAttempt, by: Services) -> Made:
+    """Make one plan. Only a fault of our own is raised, once the journal does not say any more that the attempt runs."""
+    alone = len(work.route.chosen) == 1
     try:
-        return await _make(work, candidate.plan, attempt, by)
-    except ProviderFailure as failure:
-        return failure
-    except Exception as error:  # of our own making; whatever it is, the journal must not say that the attempt still runs
+        return await make(Order(candidate.plan, work.request, work.originals, attempt, alone, work.on_progress), by)
+    except Exception as error:
         words = f"the gateway failed: {type(error).__name__}"
-        await by.journal.finish_attempt(attempt, FailureKind.UNKNOWN, words, Cost.unknown(words))
-        if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise _disk_full(error, candidate) from error
+        await persistent(lambda: by.journal.finish_attempt(attempt, FailureKind.UNKNOWN, words, Cost.unknown(words)))
         raise
 
 
-def _disk_full(error: OSError, candidate: Candidate) -> Overloaded:
+async def _record(attempt: OpenAttempt, tried: Tried, by: Services) -> None:
+    """Write down how an attempt ended. Money may have been spent, so a busy database is asked again."""
+    made = tried.made
+    details = "; ".join(dict.fromkeys(failure.detail for failure in made.failures)) or None
+    await persistent(
+        lambda: by.journal.finish_attempt(attempt, tried.outcome, details, made.cost, made.usage, keep_open=made.open_calls)
+    )
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    return isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
+
+
+def _disk_full(failure: ProviderFailure, account: Mapping[str, Json]) -> Overloaded:
     """The spool took the pictures in, but not all that came of them."""
     return Overloaded(
         "the gateway's disk for pictures on their way is full; try again later",
         code="spool_full",
-        detail=str(error),
+        detail=failure.detail,
         retry_after_s=30.0,
-        # the work may have been done: again is safe only where it costs nothing
-        extra={"billed_usd": money(Decimal(0)), "retry_safe": candidate.cost.usd == 0},
+        extra=account,
     )
 
 
-def _tried(candidate: Candidate, turn: Turn, made: _Made | ProviderFailure, by: Services) -> Tried:
+def _tried(candidate: Candidate, turn: Turn, made: Made, by: Services) -> Tried:
     """What an attempt came to. The offer's health hears of it."""
-    failure = None if isinstance(made, _Made) else made
-    cost = made.cost if isinstance(made, _Made) else _cost_of(made)
+    failure = made.failure
     seconds, resting = by.health.report(turn, failure)
     if resting is not None and failure is not None:
         tell = by.log.error if failure.kind in _LASTING else by.log.warning
         tell("offer.resting", provider=turn.offer.provider, endpoint=turn.offer.endpoint, kind=failure.kind, reason=resting)
-    return Tried(candidate, turn, failure, round(seconds * 1000), cost)
+    return Tried(candidate, turn, failure, round(seconds * 1000), made)
 
 
-async def _make(work: Work, plan: Plan, attempt: OpenAttempt, by: Services) -> _Made:
-    """Make one plan's calls, and turn what comes of them into stored pictures."""
-    with Scratch(by.spool) as scratch:
-        parts = await prepare(plan, work.originals, scratch, by)
-        results = await _call_all(work, plan, parts, attempt, by)
-        outputs = [output for index, done in results.items() for output in done.outputs[: plan.calls[index].images]]
-        raw = [await fetch(output, scratch, by) for output in outputs]
-        for result in raw:
-            await verify(result, plan, work.request, work.originals, by)
-        ready = await asyncio.gather(*(finish(result, plan, work.request, work.originals, scratch, by) for result in raw))
-        images = await asyncio.gather(*(store(picture, by) for picture in ready))
-        usage = {index: done.usage for index, done in results.items()}
-        pixels = [result.info.size.pixels for result in raw]
-        cost = price(plan.offer.price, seconds=_seconds(usage), results=pixels)
-        return _Made(tuple(images), cost, usage)
-
-
-async def _call_all(work: Work, plan: Plan, parts: ImageParts, attempt: OpenAttempt, by: Services) -> dict[int, Done]:
-    """Make the calls side by side. Some may fail; if all do, the first failure stands for them."""
-    calls = (_call(work, plan, index, parts, attempt, by) for index in range(len(plan.calls)))
-    results = await asyncio.gather(*calls, return_exceptions=True)
-    failures = [result for result in results if isinstance(result, BaseException)]
-    ours = next((failure for failure in failures if not isinstance(failure, ProviderFailure)), None)
-    if ours is not None:
-        raise ours
-    done = {index: result for index, result in enumerate(results) if isinstance(result, Done)}
-    if not done:
-        raise failures[0]
-    if not any(result.outputs for result in done.values()):
-        raise ProviderFailure(FailureKind.TRANSIENT, "the provider delivered no picture")
-    return done
-
-
-async def _call(work: Work, plan: Plan, index: int, parts: ImageParts, attempt: OpenAttempt, by: Services) -> Done:
-    async def keep(ticket: Ticket) -> None:
-        await by.journal.record_ticket(attempt, index, ticket)
-
-    async def tell(running: Running) -> None:
-        if running.progress is not None:
-            work.on_progress(running.progress)
-
-    provider = by.providers[plan.offer.provider]
-    deadline_s = by.settings.limits.job_deadline_s
-    alone = len(work.route.chosen) == 1
-    call = plan.calls[index]
-    return await drive(provider, call, parts, deadline_s=deadline_s, on_ticket=keep, on_progress=tell, alone=alone)
-
-
-def _seconds(usage: Mapping[int, Usage]) -> Decimal | None:
-    told = [used.seconds for used in usage.values()]
-    return sum((seconds for seconds in told if seconds is not None), Decimal(0)) if None not in told else None
-
-
-def _cost_of(failure: ProviderFailure) -> Cost:
-    """What a failed attempt costs: nothing where the provider says so or cannot have worked, unknown where nobody can say."""
-    if CONSEQUENCES[failure.kind].retry_safe:
-        return Cost.nothing("not charged")
-    return Cost.unknown(f"{failure.kind}: the provider may have charged")
-
-
-def _final(failure: ProviderFailure, account: Mapping[str, object]) -> GatewayError:
+def _final(failure: ProviderFailure, account: Mapping[str, Json]) -> GatewayError:
     """A failure that no other offer can mend."""
+    if failure.__cause__ is not None and failure.kind is FailureKind.UNKNOWN:
+        return InternalError(failure.public, detail=failure.detail, should_retry=False, extra=account)
     match failure.kind:
         case FailureKind.CALLER_FAULT:
             return BadRequest(failure.public, param=failure.param, detail=failure.detail, extra=account)
@@ -284,8 +230,9 @@ def _lines(tried: Sequence[Tried]) -> str:
     return "; ".join(f"{one.provider}: {one.outcome}" for one in tried)
 
 
-def _account(tried: Sequence[Tried], turns: _Turns) -> dict[str, object]:
-    safe = all(one.failure is None or CONSEQUENCES[one.failure.kind].retry_safe for one in tried)
+def _account(tried: Sequence[Tried], turns: _Turns) -> dict[str, Json]:
+    """What a failure tells of its attempts. To ask again is safe where nothing can have been spent."""
+    safe = all(one.cost.usd == 0 for one in tried)
     attempts = [one.told() for one in tried]
     return {"attempts": attempts, "offers": turns.told(tried), "billed_usd": money(Decimal(0)), "retry_safe": safe}
 

@@ -11,10 +11,11 @@ from gateway.images.pixel_pool import PixelWorkFailed
 from gateway.images.pixel_work import UnreadablePicture, finish_file, prepare_file
 from gateway.images.scratch import Scratch
 from gateway.images.services import Services
+from normalization.emulations import encode_step
 from normalization.pixels.encode import EdgeTooLong
-from normalization.pixels.formats import FORMATS, Format, ImageInfo, Size
+from normalization.pixels.formats import FORMATS, Format, ImageInfo
 from normalization.pixels.probe import InvalidImage, ProbeLimits, probe
-from normalization.plan import Composite, Encode, Fit, Plan, changes
+from normalization.plan import Composite, Encode, Fit, Plan, Step, changes, fitted_size
 from normalization.request import ImageRef, ImageRequest
 from providers.base import ImagePart, ImageParts, RemoteImage
 from providers.failures import FailureKind, ProviderFailure
@@ -98,23 +99,19 @@ async def finish(
     """Carry out the plan's steps on one result, where they would change anything.
 
     Raises:
-        ProviderFailure: If the result is damaged, or not of the format that was asked for.
+        ProviderFailure: If the result is damaged, or larger than what can be made of it.
     """
-    if not changes(plan.steps, result.info):
-        if not plan.steps and request.output_format not in (None, result.info.format):
-            words = f"the provider gave {result.info.format} where {request.output_format} was asked for"
-            raise ProviderFailure(FailureKind.TRANSIENT, words)
+    steps = _steps(result.info, plan, request)
+    if not steps:
         return result
     finished = scratch.path()
-    composites = [step for step in plan.steps if isinstance(step, Composite)]
+    composites = [step for step in steps if isinstance(step, Composite)]
     companions = {ref: originals[ref].path for step in composites for ref in (step.image, step.mask)}
-    companions |= {step.keep: originals[step.keep].path for step in plan.steps if isinstance(step, Encode) and step.keep}
-    pixels = result.info.size.pixels + max(
-        (step.size.pixels for step in plan.steps if isinstance(step, Fit) and isinstance(step.size, Size)), default=0
-    )
+    companions |= {step.keep: originals[step.keep].path for step in steps if isinstance(step, Encode) and step.keep}
+    pixels = result.info.size.pixels + _fitted_pixels(result.info, steps)
     with by.metrics.conversion_seconds.labels("finish").time():
         try:
-            work = by.pixels.run(finish_file, result.path, plan.steps, companions, finished, pixels=pixels, patient=True)
+            work = by.pixels.run(finish_file, result.path, steps, companions, finished, pixels=pixels, patient=True)
             return Picture(finished, await work)
         except (UnreadablePicture, InvalidImage) as error:
             raise ProviderFailure(FailureKind.TRANSIENT, "the provider's picture is damaged", detail=str(error)) from error
@@ -124,6 +121,30 @@ async def finish(
             # The provider has done its part and may have charged: another offer would charge again.
             words = "the result could not be converted"
             raise ProviderFailure(FailureKind.UNKNOWN, words, detail=f"{words}: {error}") from error
+
+
+def _steps(info: ImageInfo, plan: Plan, request: ImageRequest) -> tuple[Step, ...]:
+    """What is to be done to a result: the plan's steps; else what makes it the format asked for, upright and sRGB."""
+    if plan.steps:
+        return plan.steps if changes(plan.steps, info) else ()
+    if request.output_format not in (None, info.format):
+        return (encode_step(request),)
+    if (info.orientation != 1 or info.profile) and FORMATS[info.format].writes:
+        return (Encode(info.format),)
+    return ()
+
+
+def _fitted_pixels(info: ImageInfo, steps: Sequence[Step]) -> int:
+    """Pixels of the largest picture that the steps make.
+
+    Raises:
+        ProviderFailure: If that is more than a worker can hold.
+    """
+    most = max((fitted_size(step, info.size).pixels for step in steps if isinstance(step, Fit)), default=0)
+    if most > MAX_RESULT_PIXELS:
+        words = f"the shape asked for makes a picture of {most / 1e6:.0f} megapixels, more than can be made"
+        raise ProviderFailure(FailureKind.CALLER_FAULT, words, param="size")
+    return most
 
 
 async def store(picture: Picture, by: Services) -> StoredImage:

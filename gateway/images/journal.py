@@ -4,11 +4,12 @@ Every method is one transaction and returns once it is committed. Prompts are ke
 keys and signed addresses nowhere at all.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Row, insert, update
 
@@ -27,7 +28,7 @@ from gateway.db.tables import (
     ticket,
 )
 from gateway.db.types import whole_nano_dollars
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, InternalError, Overloaded
 from gateway.images.printable import printable_plan, printable_usage, withheld
 from gateway.images.records import JobRecord, read_job
 from normalization.pixels.formats import Format, Size
@@ -36,6 +37,8 @@ from normalization.pricing import Certainty, Cost, total
 from normalization.request import Json
 from providers.base import Ticket, Usage
 from providers.failures import FailureKind
+
+T = TypeVar("T")
 
 _PERHAPS_STILL_WORKING = (FailureKind.TIMEOUT, FailureKind.UNKNOWN)
 """Outcomes after which a ticket stays open, because asking the provider again may still bring something."""
@@ -93,6 +96,40 @@ class NewAsset:
     size_bytes: int
     sha256: str | None = None
     expires_at: datetime | None = None
+
+
+class RecordFailed(InternalError):
+    """Work was done and could not be written down. To ask again would have it done, and paid, again."""
+
+    default_code = "record_failed"
+    should_retry = False
+
+    def __init__(self, detail: str | None) -> None:
+        super().__init__(
+            "the work was done, but the database did not take the record of it; the request id leads to it",
+            detail=detail,
+            extra={"billed_usd": None, "retry_safe": False},
+        )
+
+
+PAUSES_S = (0.1, 0.3, 1.0, 3.0)
+
+
+async def persistent(write: Callable[[], Awaitable[T]]) -> T:
+    """Write what must not be lost: when the database is busy or away for a moment, it is asked again.
+
+    Raises:
+        RecordFailed: If it is away for longer.
+    """
+    for pause_s in PAUSES_S:
+        try:
+            return await write()
+        except Overloaded:
+            await asyncio.sleep(pause_s)
+    try:
+        return await write()
+    except Overloaded as error:
+        raise RecordFailed(error.detail) from error
 
 
 class Journal:
@@ -182,6 +219,8 @@ class Journal:
         detail: str | None,
         cost: Cost,
         usage: Mapping[int, Usage] | None = None,
+        *,
+        keep_open: Collection[int] = (),
     ) -> None:
         """Record how an attempt ended.
 
@@ -191,6 +230,7 @@ class Journal:
             detail: For the operator; never a key, a prompt or a signed address.
             cost: What the provider charges for it.
             usage: By call index, what the provider says it used.
+            keep_open: Call indexes that the provider may still be working on.
         """
         row = {"outcome": outcome, "detail": detail, "finished_at": self._clock(), **_cost_columns(cost)}
 
@@ -200,7 +240,8 @@ class Journal:
                 of_call = (ticket.c.attempt_id == started.id, ticket.c.call_index == call_index)
                 connection.execute(update(ticket).where(*of_call).values(usage=printable_usage(used)))
             if outcome not in _PERHAPS_STILL_WORKING:
-                connection.execute(update(ticket).where(ticket.c.attempt_id == started.id).values(state=TicketState.CLOSED))
+                ended = (ticket.c.attempt_id == started.id, ticket.c.call_index.not_in(keep_open))
+                connection.execute(update(ticket).where(*ended).values(state=TicketState.CLOSED))
 
         await self._db.write(write)
 

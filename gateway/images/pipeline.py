@@ -7,7 +7,7 @@ from decimal import Decimal
 from gateway.errors import BadRequest, GatewayError, InternalError
 from gateway.images.execution import Delivered, Work, execute
 from gateway.images.finishing import StoredImage
-from gateway.images.journal import NewAsset
+from gateway.images.journal import NewAsset, persistent
 from gateway.images.routing import Controls, Route, Steering, choose_route, find_model, order, weigh
 from gateway.images.services import Services
 from normalization.explain import header, receipt
@@ -29,9 +29,13 @@ class ImageResult:
 
     @property
     def billed_usd(self) -> Decimal:
-        """What the tenant is charged: the attempt that delivered; the quote where its cost is unknown."""
-        cost = self.delivered.tried[-1].cost
-        return next((usd for usd in (cost.usd, self.delivered.candidate.cost.usd) if usd is not None), Decimal(0))
+        """What the tenant is charged: the delivered pictures; where their cost is unknown, their part of the quote."""
+        made, candidate = self.delivered.tried[-1].made, self.delivered.candidate
+        if made.billed.usd is not None:
+            return made.billed.usd
+        wanted = sum(call.images for call in candidate.plan.calls)
+        quoted = candidate.cost.usd or Decimal(0)
+        return (quoted * len(made.images) / wanted).quantize(Decimal("1e-9"))
 
     @property
     def receipt(self) -> list[dict[str, Json]]:
@@ -126,7 +130,7 @@ async def run_request(work: Work, by: Services) -> ImageResult:
         failure = _ours(error)
         if failure is not error:
             by.log.exception("job.crashed", job=work.job.id)  # perhaps nobody waits for the answer
-        await by.journal.fail_job(work.job, failure)
+        await persistent(lambda: by.journal.fail_job(work.job, failure))
         raise failure from error
     return result
 
@@ -145,15 +149,17 @@ async def _record(result: ImageResult, by: Services) -> None:
         NewAsset(image.id, image.asset.key, image.info.format, image.info.size, image.asset.size_bytes, None, expires_at)
         for image in result.delivered.images
     ]
-    await by.journal.finish_job(
-        result.work.job,
-        provider=offer.provider,
-        endpoint=offer.endpoint,
-        cost=result.delivered.cost,
-        billed_usd=result.billed_usd,
-        normalization=result.receipt,
-        assets=assets,
-        images_delivered=len(result.images),
+    await persistent(
+        lambda: by.journal.finish_job(
+            result.work.job,
+            provider=offer.provider,
+            endpoint=offer.endpoint,
+            cost=result.delivered.cost,
+            billed_usd=result.billed_usd,
+            normalization=result.receipt,
+            assets=assets,
+            images_delivered=len(result.images),
+        )
     )
     _count(result, by)
 

@@ -39,11 +39,6 @@ class Catalog:
         }
         """Every parameter name that some entry knows, providers' own names included."""
 
-    def endpoints(self, provider: str) -> tuple[str, ...]:
-        """What a provider is asked for, over all models."""
-        offers = (offer for model in self.models.values() for offer in model.offers if offer.provider == provider)
-        return tuple(dict.fromkeys(offer.endpoint for offer in offers))
-
     def find(self, name: str) -> tuple[Model, tuple[Offer, ...]] | None:
         """The model a caller names and the offers that may serve it; `provider/model` pins one provider."""
         model = self.models.get(name)
@@ -103,7 +98,10 @@ def read_model(path: Path) -> Model:
     Raises:
         CatalogError: With file, line and reason.
     """
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CatalogError(f"{path}: cannot be read: {error}") from error
     try:
         return _ModelFile.model_validate(tomllib.loads(text)).model()
     except tomllib.TOMLDecodeError as error:

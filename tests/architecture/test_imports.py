@@ -28,7 +28,7 @@ TABLES = (
 )
 
 ONLY_HERE = {
-    "PIL": (*PIXELS, *WORKER),
+    "PIL": (*PIXELS, *WORKER, "providers.simulators.pictures"),
     "pillow_heif": PIXELS[:1],
     "numpy": PIXELS,
     "torch": ("providers.local.engine",),

@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import structlog
 from sqlalchemy import func, insert, select
 
 from gateway.assets.retention import Retention
@@ -22,7 +23,7 @@ async def test_expired_pictures_go_with_file_and_row(db: Database, tmp_path: Pat
     for key in ("img_old.png", "img_new.png"):
         await store.put_file(source, key)
     await db.write(_rows)
-    retention = Retention(db, store, lambda: NOW)
+    retention = Retention(db, store, lambda: NOW, structlog.get_logger())
 
     removed = [await retention.remove_expired(), await retention.remove_expired()]
 
