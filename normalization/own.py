@@ -43,7 +43,8 @@ def _never(request: ImageRequest, output: Output, steps: Sequence[Step]) -> bool
 
 def _fits(request: ImageRequest, output: Output, steps: Sequence[Step]) -> bool:
     """Whether a size or shape that was asked for is reached by a step; one that restores the picture's own needs no rule."""
-    return (request.target or request.shape) is not None and any(isinstance(step, Fit) for step in steps)
+    shape = None if request.fit is FitMode.CONTAIN else request.shape
+    return (request.target or shape) is not None and any(isinstance(step, Fit) for step in steps)
 
 
 def _composites(request: ImageRequest, output: Output, steps: Sequence[Step]) -> bool:

@@ -274,6 +274,15 @@ def test_a_shrunk_picture_is_enlarged_as_much_as_an_unshrunk_one_without_a_word(
     assert "fitted to 1280x960, 2 times the picture that came" in (decision.emulation or "")
 
 
+def test_a_shrunk_picture_whose_results_keep_its_size_is_brought_back():
+    """Where something asked makes results come at the picture's own size, that is the size of what came, not of what was sent."""
+    masked = Rule(Verb.CONVERT, "mask", "keep_mask", at_input_size=True)
+    plan = plan_request(request(mask=CUTOUT), offer(**{**SMALL, "mask": masked}))
+
+    assert "upscale_factor" not in plan.calls[0].payload
+    assert plan.steps[0] == Fit(Size(640, 480), FitMode.COVER)
+
+
 def test_a_shrunk_picture_with_a_size_is_reached_by_the_size():
     """Where a size is asked for, nothing else decides."""
     plan = plan_request(request({"size": "960x720"}), offer(**SMALL))
@@ -325,6 +334,7 @@ def test_a_factor_for_a_model_without_one_gives_way_to_a_size():
         pytest.param("fit", {"fit": "pad"}, None, False, id="no size to reach"),
         pytest.param("fit", {"fit": "pad", "scale_factor": 8}, None, False, id="a fit to its own shape"),
         pytest.param("fit", {"fit": "pad", "size": "9x5"}, None, True, id="a size to reach"),
+        pytest.param("fit", {"fit": "contain", "size": "1:1", "scale_factor": 8}, None, False, id="a shape left as it comes"),
         pytest.param("metadata", {"metadata": "strip"}, None, False, id="none to leave out"),
         pytest.param("metadata", {"metadata": "strip", "size": "9x5"}, None, True, id="left out of what is made"),
         pytest.param("user", {"user": "u1"}, None, True, id="always recorded"),
