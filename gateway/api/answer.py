@@ -18,7 +18,7 @@ from normalization.pixels.formats import Size
 
 _JSON = "application/json"
 _WHOLE_BYTES = 256 * 1024
-"""Up to here an answer is sent in one piece, which is cheaper than a stream."""
+"""Up to here an answer with embedded pictures is sent in one piece, which is cheaper than a stream. One without always is."""
 
 # Values that strictly validating clients take; others are left out. Source: openai-python, `types/images_response.py`.
 _BACKGROUNDS = frozenset({"transparent", "opaque"})
@@ -82,7 +82,7 @@ async def image_answer(
     pieces = _pieces(pictures, created, {**_members(delivered), "metadata": metadata})
     length = sum(len(piece) if isinstance(piece, bytes) else _base64_length(piece.size_bytes) for piece in pieces)
     body = _written(pieces, store)
-    if length <= _WHOLE_BYTES:
+    if length <= _WHOLE_BYTES or all(isinstance(piece, bytes) for piece in pieces):
         whole = b"".join([part async for part in body])
         return Response(whole, status_code=200, headers=dict(headers), media_type=_JSON)
     first = [await anext(body), await anext(body)]  # the JSON before the first picture, and the picture's first block

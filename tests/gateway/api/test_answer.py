@@ -81,6 +81,17 @@ async def test_links_are_answered_whole(store: AssetStore) -> None:
     }
 
 
+async def test_a_long_receipt_with_links_is_answered_whole(store: AssetStore) -> None:
+    """Without an embedded picture there is nothing to stream, however long the receipt is."""
+    receipt = {"normalization": [{"param": "x", "asked": "x" * 300_000}]}
+
+    response = await image_answer(
+        [LinkedPicture("http://x/a")], created=1, metadata=receipt, delivered=Delivered(), store=store, headers={}
+    )
+
+    assert json.loads(response.content)["metadata"] == receipt
+
+
 @pytest.mark.parametrize(
     "delivered",
     [
