@@ -27,9 +27,9 @@ from gateway.settings import Routing
 from normalization.explain import receipt
 from normalization.offer import Model, Offer
 from normalization.pixels.formats import FORMATS, Format, Size
-from normalization.plan import Decision, Encode, Fit, Mode, Plan
+from normalization.plan import Decision, Encode, Fit, Mode, Plan, fitted_size
 from normalization.planner import plan_request
-from normalization.pricing import Cost, money, quote
+from normalization.pricing import Cost, expected_pixels, money, quote
 from normalization.request import ImageRequest, Json
 from providers.catalog import Catalog
 
@@ -173,7 +173,7 @@ def weigh(
     """
     candidates: list[Candidate] = []
     for offer in offers:
-        plan = _within_reach(plan_request(request, offer, known))
+        plan = _within_reach(plan_request(request, offer, known), request)
         cost = quote(plan, request)
         reasons = list(plan.refusals)
         away = unavailable(offer)
@@ -183,9 +183,9 @@ def weigh(
     return candidates
 
 
-def _within_reach(plan: Plan) -> Plan:
+def _within_reach(plan: Plan, request: ImageRequest) -> Plan:
     """The plan, with the size refused where the gateway would have to make a picture larger than it or the format can hold."""
-    fitted = next((step.size for step in plan.steps if isinstance(step, Fit) and isinstance(step.size, Size)), None)
+    fitted = _fitted(plan, request)
     encode = next((step for step in plan.steps if isinstance(step, Encode)), None)
     if fitted is None or encode is None:
         return plan
@@ -200,8 +200,21 @@ def _within_reach(plan: Plan) -> Plan:
         return replace(decision, mode=Mode.UNSUPPORTED, sent={}, emulation=None, reason=reason, refused=True)
 
     asked = {decision.param for decision in plan.decisions}
-    param = next((name for name in ("size", "scale_factor") if name in asked), None)
+    param = next((name for name in ("size", "scale_factor", "aspect_ratio", "resolution", "image") if name in asked), None)
     return replace(plan, decisions=tuple(refused(one) if one.param == param else one for one in plan.decisions))
+
+
+def _fitted(plan: Plan, request: ImageRequest) -> Size | None:
+    """The largest size that the plan's fits make, as far as it can be told beforehand."""
+    fits = [step for step in plan.steps if isinstance(step, Fit)]
+    pixels, source = expected_pixels(plan, request), request.source_size
+    if not fits or (pixels is None and not isinstance(fits[0].size, Size)):
+        return None
+    made = source or Size(1, 1)
+    scale = math.sqrt((pixels or made.pixels) / made.pixels)
+    size = Size(max(1, round(made.width * scale)), max(1, round(made.height * scale)))
+    sizes = [size := fitted_size(step, size) for step in fits]
+    return max(sizes, key=lambda one: one.pixels)
 
 
 def order(candidates: Sequence[Candidate], controls: Controls, steering: Steering | None = None) -> Route:

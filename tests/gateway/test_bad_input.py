@@ -385,3 +385,13 @@ async def talk(live: Live, head: bytes, body: bytes) -> bytes:
 async def jobs_in(live: Live) -> int:
     """How many jobs the journal has."""
     return await live.parts.db.read(lambda connection: connection.execute(select(func.count()).select_from(job)).scalar_one())
+
+
+@in_one_loop
+async def test_shape_that_would_make_a_giant_is_refused_before_the_work(shared: Live):
+    """A thin picture padded to a square would have 900 million pixels: a 400, and no backend is asked."""
+    before = len(shared.backend.inputs)
+
+    error = error_of(await shared.edit(picture(30_000, 10), size="1:1", fit="pad"), 400)
+
+    assert (error["param"], len(shared.backend.inputs)) == ("size", before)
