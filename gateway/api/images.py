@@ -1,6 +1,7 @@
 """`POST /v1/images/edits`: a picture and words in, pictures out. One handler shape for every image route."""
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from gateway.api.wire import ImagesResponse
 from gateway.assets.links import sign_link
 from gateway.errors import BadRequest
 from gateway.images.execution import Work
-from gateway.images.finishing import Originals, Picture
+from gateway.images.finishing import Originals, Picture, StoredImage
 from gateway.images.journal import NewJob
 from gateway.images.pipeline import ImageResult, plan_route, run_request
 from gateway.images.routing import Controls, Route, dry_run
@@ -51,11 +52,47 @@ class Links:
     now: Callable[[], float]
     """Unix seconds."""
 
-    def to(self, asset_id: str, kind: Format, request: AnyRequest) -> str:
-        """An absolute, signed address of a stored picture, good for a while."""
-        base = (self.public_url or str(request.base_url)).rstrip("/")
+    def base(self, request: AnyRequest) -> str:
+        """What links in the answer to a request begin with. To be asked for before any work is done.
+
+        Raises:
+            BadRequest: If the address that the request came to cannot stand in a link.
+        """
+        return (self.public_url or _address_of(request)).rstrip("/")
+
+    def to(self, asset_id: str, kind: Format, base: str) -> str:
+        """An absolute, signed address of a stored picture, good for a while.
+
+        Args:
+            asset_id: Which picture.
+            kind: Its format.
+            base: From `base`.
+        """
         expires = int(self.now()) + self.good_for_s
         return base + sign_link(asset_id, FORMATS[kind].suffix, expires, self.secret)
+
+
+_HOST = re.compile(r"(?P<name>[A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::(?P<port>\d{1,5}))?")
+"""A host and perhaps a port, without what no client sends here: user information, percent signs. Source: RFC 9110, 7.2."""
+
+
+def _address_of(request: AnyRequest) -> str:
+    """The address that a request came to, by its `Host`; without one, by the socket it came through."""
+    # A proxy may say wss of what is an ordinary request to it.
+    scheme = "https" if request.scope["scheme"] in ("https", "wss") else "http"
+    host = request.headers.get("host") or _listening(request)
+    matched = _HOST.fullmatch(host)
+    if matched is None or int(matched["port"] or 1) not in range(1, 65_536):
+        raise BadRequest(
+            "The header `Host` cannot stand in a link: send HOST or HOST:PORT, with a port of 1 to 65535.", param="host"
+        )
+    return f"{scheme}://{host}{request.scope['root_path']}"
+
+
+def _listening(request: AnyRequest) -> str:
+    name, port = request.scope["server"] or ("", None)
+    name = f"[{name}]" if ":" in name else name
+    return name if port is None else f"{name}:{port}"
 
 
 @post(
@@ -72,7 +109,7 @@ async def edit_images(
 ) -> Response[Any]:
     """Serve one edit: receive, understand, plan, run, answer."""
     jobs.check_open()
-    controls = read_controls(request.headers, request.query_params)
+    controls, base = read_controls(request.headers, request.query_params), links.base(request)
     async with AsyncExitStack() as stack:
         form = await stack.enter_async_context(await _receive(request, services))
         asked = _understand(form, services)
@@ -86,7 +123,7 @@ async def edit_images(
         job = jobs.start(work.job.id, _run_and_close(work, form, services))
         stack.pop_all()  # the job has the files now, whoever goes on listening
     result = await _wait(job, work, request, services, jobs)
-    return await _answer(result, request, services, links)
+    return await _answer(result, services, lambda image: links.to(image.id, image.info.format, base))
 
 
 async def _receive(request: AnyRequest, by: Services) -> ImageForm:
@@ -168,14 +205,11 @@ async def _until_gone(request: AnyRequest) -> None:
         pass
 
 
-async def _answer(result: ImageResult, request: AnyRequest, by: Services, links: Links) -> Response[Any]:
+async def _answer(result: ImageResult, by: Services, link: Callable[[StoredImage], str]) -> Response[Any]:
     embedded = result.work.request.response_format == "b64_json"
     first = result.images[0].info
     return await image_answer(
-        [
-            EmbeddedPicture(image.asset) if embedded else LinkedPicture(links.to(image.id, image.info.format, request))
-            for image in result.images
-        ],
+        [EmbeddedPicture(image.asset) if embedded else LinkedPicture(link(image)) for image in result.images],
         created=int(result.work.created_at.timestamp()),
         metadata=result.metadata(),
         delivered=Delivered("transparent" if first.alpha else "opaque", first.format, first.size),

@@ -21,6 +21,7 @@ async def show_job(
     request: Request[Any, Any, State], job_id: FromPath[str], services: NamedDependency[Services], links: NamedDependency[Links]
 ) -> dict[str, Any]:
     """A job of the caller's tenant. A request id names the request's job."""
+    base = links.base(request)
     record = await services.journal.get_job(caller_of(request).tenant_id, job_id)
     if record is None:
         shown = job_id if len(job_id) <= 64 else f"{job_id[:63]}…"
@@ -31,7 +32,7 @@ async def show_job(
         "state": _STATES.get(record.state, record.state.value),
         "created_at": int(record.created_at.timestamp()),
         "progress": 1.0 if record.state is JobState.COMPLETED else None,
-        "result": _result(record, request, links) if record.state is JobState.COMPLETED else None,
+        "result": _result(record, base, links) if record.state is JobState.COMPLETED else None,
         "error": record.error,
     }
 
@@ -40,9 +41,9 @@ _STATES = {JobState.INTERRUPTED: "failed"}
 """For callers an interrupted job has failed; its error says how."""
 
 
-def _result(record: JobRecord, request: Request[Any, Any, State], links: Links) -> dict[str, Any]:
+def _result(record: JobRecord, base: str, links: Links) -> dict[str, Any]:
     """The answer again, as links. Equal pictures that stood in it several times do so here."""
-    urls = [links.to(asset.id, asset.format, request) for asset in record.assets]
+    urls = [links.to(asset.id, asset.format, base) for asset in record.assets]
     repeated = (urls * record.images_delivered)[: record.images_delivered]
     return {
         "created": int(record.created_at.timestamp()),
