@@ -17,6 +17,7 @@ from gateway.images.execution import Work
 from gateway.images.finishing import Picture
 from gateway.images.journal import NewJob
 from gateway.images.pipeline import ImageResult, plan_route, run_request
+from gateway.images.printable import printable_request
 from gateway.images.routing import Controls, find_model, weigh
 from gateway.observe.log import configure_logging
 from gateway.observe.metrics import Metrics
@@ -27,7 +28,6 @@ from normalization.offer import Rule, Verb
 from normalization.pixels import heic
 from normalization.pixels.formats import FORMATS, ImageInfo
 from normalization.pixels.probe import InvalidImage, ProbeLimits, probe
-from normalization.planner import shown
 from normalization.pricing import money
 from normalization.request import ImageRef, ImageRequest, RequestMode, Text, parse_request
 from providers.catalog import load_catalog
@@ -92,7 +92,7 @@ async def _run(gateway: Gateway, asked: ImageRequest, picture: Path, on_progress
             route="shell.edit",
             model=asked.model,
             mode=asked.mode,
-            request={name: shown(value, asked) for name, value in asked.asked.items()},
+            request=printable_request(asked),
             controls={},
         )
     )

@@ -29,12 +29,12 @@ from gateway.images.execution import Work
 from gateway.images.finishing import Originals, Picture, StoredImage
 from gateway.images.journal import NewJob
 from gateway.images.pipeline import ImageResult, plan_route, run_request
+from gateway.images.printable import printable_request
 from gateway.images.routing import Controls, Route, dry_run
 from gateway.images.services import Services
 from gateway.jobs.service import Job, Jobs, interrupted
 from gateway.tenants.service import Caller
 from normalization.pixels.formats import FORMATS, Format
-from normalization.planner import shown
 from normalization.request import MAX_IMAGES, ImageRef, ImageRequest, RequestMode, parse_request
 from providers.transfer import download
 
@@ -164,7 +164,7 @@ async def _open(asked: ImageRequest, route: Route, controls: Controls, form: Ima
             route="images.edits",
             model=asked.model,
             mode=asked.mode,
-            request={name: shown(value, asked) for name, value in asked.asked.items()},
+            request=printable_request(asked),
             controls={"route": route.policy, "on_unsupported": controls.on_unsupported, "order": list(controls.order)},
         )
     )

@@ -1,18 +1,51 @@
-"""Plans, receipts and usage as the journal stores them: JSON, prompts withheld, long values cut. Pure."""
+"""Requests, plans, receipts and usage as the journal stores them: JSON, long values cut, prompts only in the request. Pure."""
 
 from collections.abc import Mapping
 from typing import Any, cast
 
+import msgspec
+
 from normalization.pixels.formats import Size
 from normalization.plan import Call, Decision, Plan, Step
-from normalization.request import ImageRef, Json
+from normalization.planner import shown
+from normalization.request import ImageRef, ImageRequest, Json
 from providers.base import Usage
 
 WITHHELD = "(kept with the request)"
 """Stands in plans and receipts for a prompt, which is kept with the job's request and nowhere else."""
 
 _LONGEST_VALUE = 500
-"""Characters of one value in a stored plan; the whole is with the request."""
+"""Characters of one text in what is stored; prompts in the request excepted."""
+
+_LARGEST_VALUE = 4_096
+"""Bytes of one list or object in what is stored, as JSON."""
+
+_LONGEST_PROMPT = 32_000
+"""Characters of a prompt: as many as `prompt` may have."""
+
+_PROMPTS = ("prompt", "negative_prompt")
+"""The prompts of the gateway's own vocabulary, whose length is bounded where they are parsed."""
+
+_LARGEST_REQUEST = 64 * 1024
+"""Bytes of a stored request as JSON, besides its prompts."""
+
+
+def printable_request(request: ImageRequest) -> dict[str, Json]:
+    """What was asked, as the journal keeps it: prompts whole, other long values cut, and of too many the first."""
+    kept: dict[str, Json] = {}
+    room, left_out = _LARGEST_REQUEST, 0
+    for name, value in request.asked.items():
+        entry = _kept(name, shown(value, request))
+        room -= 0 if name in _PROMPTS else len(msgspec.json.encode({name: entry}))
+        if room >= 0 or name in _PROMPTS:
+            kept[name] = entry
+        else:
+            left_out += 1
+    return kept | ({"…": f"{left_out} further parameters are not kept"} if left_out else {})
+
+
+def _kept(name: str, value: Json) -> Json:
+    return _cut(value, _LONGEST_PROMPT) if _is_prompt(name) and isinstance(value, str) else _printable(value)
 
 
 def printable_plan(plan: Plan) -> dict[str, Any]:
@@ -33,9 +66,9 @@ def printable_usage(usage: Usage) -> dict[str, Any]:
 
 
 def withheld(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """A line of a receipt, without the prompt if it is about one."""
+    """A line of a receipt, long values cut, and without the prompt if it is about one."""
     if not _is_prompt(entry["param"]):
-        return dict(entry)
+        return {name: _printable(value) for name, value in entry.items()}
     return _with_prompt(entry, WITHHELD)
 
 
@@ -69,15 +102,24 @@ def _printable(value: object) -> Any:
     match value:
         case ImageRef() | Size():
             return str(value)
-        case str() if len(value) > _LONGEST_VALUE:
-            return f"{value[:_LONGEST_VALUE]}… ({len(value)} characters)"
+        case str():
+            return _cut(value, _LONGEST_VALUE)
         case Mapping():
             inside = cast("Mapping[object, object]", value)  # pattern matching forgets what it knew
-            return {str(key): _printable(inner) for key, inner in inside.items()}
+            return _unless_large({str(key): _printable(inner) for key, inner in inside.items()})
         case list() | tuple():
-            return [_printable(inner) for inner in cast("list[object] | tuple[object, ...]", value)]  # as above
+            return _unless_large([_printable(inner) for inner in cast("list[object] | tuple[object, ...]", value)])  # as above
         case _:
             return value
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[:longest]}… ({len(text)} characters)"
+
+
+def _unless_large(value: Json) -> Json:
+    size_bytes = len(msgspec.json.encode(value))
+    return value if size_bytes <= _LARGEST_VALUE else f"({size_bytes:,} bytes of JSON or more, not kept)"
 
 
 def _is_prompt(param: str) -> bool:
