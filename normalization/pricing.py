@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 from enum import StrEnum
+from types import MappingProxyType
 
 from normalization.offer import Price, PriceUnit, Rule
 from normalization.plan import Plan
@@ -53,14 +54,19 @@ def quote(plan: Plan, request: ImageRequest) -> Cost:
     return _cost(offer.price, seconds, (pixels,) * images, Certainty.ESTIMATED)
 
 
-def price(terms: Price, *, seconds: Decimal | None, results: Sequence[int | None]) -> Cost:
+def price(terms: Price, *, seconds: Decimal | None, results: Sequence[int | None], units: Decimal | None = None) -> Cost:
     """Say what work has cost.
 
     Args:
         terms: The offer's price.
         seconds: Time of the provider's machine, summed over calls; None if it did not say.
         results: Pixels of each picture as the provider made it; None if that is not known.
+        units: What the provider says it bills, summed over calls, in the unit of its price; then nothing else counts.
     """
+    if units is not None and (usd := _per_unit(terms)) is not None:
+        return Cost(
+            _nano(units * usd), f"{money(units)} {_UNITS[terms.unit]} x {money(usd)} USD/{_UNITS[terms.unit]}", Certainty.COMPUTED
+        )
     return _cost(terms, seconds, results, Certainty.COMPUTED)
 
 
@@ -101,6 +107,19 @@ def _cost(terms: Price, seconds: Decimal | None, results: Sequence[int | None], 
             return _by_the_second(_known(terms), seconds, certainty)
         case PriceUnit.LOCAL_SECOND:
             return Cost.nothing("local", certainty) if not terms.usd else _by_the_second(terms.usd, seconds, certainty)
+
+
+_UNITS: Mapping[PriceUnit, str] = MappingProxyType(
+    {PriceUnit.IMAGE: "image", PriceUnit.OUTPUT_MEGAPIXEL: "MP", PriceUnit.TIER: "unit", PriceUnit.SECOND: "s"}
+)
+"""What providers count in, by price."""
+
+
+def _per_unit(terms: Price) -> Decimal | None:
+    """Dollars for one of the provider's units, which is the lowest where the price has tiers; None where nothing is counted."""
+    if terms.unit not in _UNITS:
+        return None
+    return terms.tiers[0][1] if terms.tiers else terms.usd
 
 
 def _known(terms: Price) -> Decimal:

@@ -262,9 +262,11 @@ class FalProvider:
         if pictures:
             return Done(tuple(pictures), used)
         if len(kept) < len(found):
-            raise ProviderFailure(FailureKind.CONTENT, _CONTENT, detail=f"fal: has_nsfw_concepts; {_told(used)}")
+            raise ProviderFailure(
+                FailureKind.CONTENT, _CONTENT, detail=f"fal: has_nsfw_concepts; {_told(used)}", usage=_billed(used)
+            )
         detail = f"fal: the output has {_shape(output.document)}; {_told(used)}"
-        raise ProviderFailure(FailureKind.TRANSIENT, "fal finished without a picture", detail=detail)
+        raise ProviderFailure(FailureKind.TRANSIENT, "fal finished without a picture", detail=detail, usage=_billed(used))
 
     def _ended(self, said: "_Said", status: "_Said") -> ProviderFailure:
         """What a result other than 200 means, once the status says that it is over."""
@@ -397,6 +399,7 @@ class FalProvider:
             detail=f"fal: status {said.status}: {self._quotable(_essence(said))}{billed}",
             param=verdict.param,
             retry_after_s=_retry_after_s(said.headers, self._now()) if verdict.kind in _PASSING else None,
+            usage=_billed(_usage(said.headers, None)),
         )
 
     def _quotable(self, text: str) -> str:
@@ -627,6 +630,11 @@ def _usage(headers: Mapping[str, str], status: Any) -> Usage:
     if isinstance(seconds, int | float):
         reported["inference_time"] = str(seconds)
     return Usage(units=_decimal(units), reported=MappingProxyType(reported))
+
+
+def _billed(used: Usage) -> Usage | None:
+    """What failed work is billed all the same; None where fal does not say, which is the rule."""
+    return used if used.units is not None else None
 
 
 def _decimal(text: str | None) -> Decimal | None:

@@ -7,7 +7,7 @@ from datetime import datetime
 from decimal import Decimal
 
 from gateway.errors import AllOffersFailed, BadRequest, ContentRefused, GatewayError, InternalError, Overloaded
-from gateway.images.finishing import Originals, StoredImage
+from gateway.images.finishing import Originals, OwnFault, StoredImage
 from gateway.images.health import BreakerState, Health, Turn
 from gateway.images.journal import OpenAttempt, OpenJob, persistent
 from gateway.images.making import Made, Order, make
@@ -215,7 +215,7 @@ def _tried(candidate: Candidate, turn: Turn, made: Made, by: Services) -> Tried:
 
 def _final(failure: ProviderFailure, account: Mapping[str, Json]) -> GatewayError:
     """A failure that no other offer can mend."""
-    if failure.__cause__ is not None and failure.kind is FailureKind.UNKNOWN:
+    if isinstance(failure, OwnFault):
         return InternalError(failure.public, detail=failure.detail, should_retry=False, extra=account)
     match failure.kind:
         case FailureKind.CALLER_FAULT:

@@ -27,6 +27,13 @@ DOWNLOAD_PAUSES_S = (0.1, 0.5)
 _WORTH_REPEATING = frozenset({TransferFault.CUT, TransferFault.UNREACHABLE})
 
 
+class OwnFault(ProviderFailure):
+    """A fault of the gateway's own after the provider was asked: nobody can say that nothing was spent."""
+
+    def __init__(self, public: str, *, detail: str | None = None) -> None:
+        super().__init__(FailureKind.UNKNOWN, public, detail=detail)
+
+
 @dataclass(frozen=True, slots=True)
 class Picture:
     """A file in the spool, and what its header says."""
@@ -120,7 +127,7 @@ async def finish(
         except PixelWorkFailed as error:
             # The provider has done its part and may have charged: another offer would charge again.
             words = "the result could not be converted"
-            raise ProviderFailure(FailureKind.UNKNOWN, words, detail=f"{words}: {error}") from error
+            raise OwnFault(words, detail=f"{words}: {error}") from error
 
 
 def _steps(info: ImageInfo, plan: Plan, request: ImageRequest) -> tuple[Step, ...]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 
 from gateway.errors import GatewayError
-from gateway.images.finishing import Originals, StoredImage, fetch, finish, prepare, store
+from gateway.images.finishing import Originals, OwnFault, StoredImage, fetch, finish, prepare, store
 from gateway.images.journal import OpenAttempt
 from gateway.images.scratch import Scratch
 from gateway.images.services import Services
@@ -24,6 +24,9 @@ from providers.failures import CONSEQUENCES, FailureKind, ProviderFailure
 
 MOST_SECONDS = Decimal(7 * 86_400)
 """A provider that says it worked longer has not said anything."""
+
+MOST_UNITS = Decimal(1_000_000)
+"""The same for what it bills, whatever it counts in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +116,7 @@ async def _call(order: Order, index: int, parts: ImageParts, scratch: Scratch, b
             on_ticket=keep,
             on_progress=tell,
             alone=order.alone,
+            nudges=by.nudges if order.plan.offer.provider in by.webhooked else None,
         )
     except ProviderFailure as failure:
         failure.param = _as_asked(failure.param, order.plan)
@@ -149,14 +153,17 @@ async def _finished(index: int, output: RemoteImage, order: Order, scratch: Scra
 def _account(plan: Plan, done: Mapping[int, Done], failed: Mapping[int, ProviderFailure], results: Sequence[_Result]) -> Made:
     """What was made, and what it costs: everything that the provider made is paid, usable or not."""
     usage = {index: end.usage for index, end in done.items()}
-    costs = [price(plan.offer.price, seconds=_seconds(usage), results=[result.pixels for result in results])] if done else []
+    pixels = [result.pixels for result in results]
+    costs = [price(plan.offer.price, seconds=_seconds(usage), results=pixels, units=_units(usage))] if done else []
     costs += [cost for cost in (cost_of(failure, plan.offer.price) for failure in failed.values()) if cost.usd != 0]
     delivered = [result for result in results if result.image is not None]
     served = {index: usage[index] for index in {result.call for result in delivered}}
+    # Units are told of a call, not of each picture.
+    units = _units(served) if all(result.image for result in results if result.call in served) else None
     return Made(
         images=tuple(result.image for result in delivered if result.image is not None),
         cost=total(costs) if costs else Cost.nothing("not charged"),
-        billed=price(plan.offer.price, seconds=_seconds(served), results=[result.pixels for result in delivered]),
+        billed=price(plan.offer.price, seconds=_seconds(served), results=[result.pixels for result in delivered], units=units),
         usage=usage,
         failures=(*failed.values(), *(result.failure for result in results if result.failure is not None)),
         open_calls=frozenset(index for index, failure in failed.items() if not CONSEQUENCES[failure.kind].retry_safe),
@@ -166,7 +173,7 @@ def _account(plan: Plan, done: Mapping[int, Done], failed: Mapping[int, Provider
 def cost_of(failure: ProviderFailure, terms: Price) -> Cost:
     """What a failed call costs: nothing where the provider cannot have worked or is free, unknown where nobody can say."""
     if failure.usage is not None:
-        return price(terms, seconds=_believed(failure.usage.seconds), results=())
+        return price(terms, seconds=_believed(failure.usage.seconds), results=(), units=_believed_units(failure.usage.units))
     if CONSEQUENCES[failure.kind].retry_safe or terms.usd == 0:
         return Cost.nothing("not charged")
     return Cost.unknown(f"{failure.kind}: the provider may have charged")
@@ -175,6 +182,15 @@ def cost_of(failure: ProviderFailure, terms: Price) -> Cost:
 def _seconds(usage: Mapping[int, Usage]) -> Decimal | None:
     told = [_believed(used.seconds) for used in usage.values()]
     return sum((seconds for seconds in told if seconds is not None), Decimal(0)) if None not in told else None
+
+
+def _units(usage: Mapping[int, Usage]) -> Decimal | None:
+    told = [_believed_units(used.units) for used in usage.values()]
+    return sum((units for units in told if units is not None), Decimal(0)) if told and None not in told else None
+
+
+def _believed_units(units: Decimal | None) -> Decimal | None:
+    return units if units is not None and units.is_finite() and 0 <= units <= MOST_UNITS else None
 
 
 def _believed(seconds: Decimal | None) -> Decimal | None:
@@ -189,9 +205,8 @@ def _gravity(failure: ProviderFailure) -> tuple[bool, bool]:
 
 
 def _of_ours(error: Exception, by: Services) -> ProviderFailure:
-    """A fault of the gateway's own after the provider was asked: nobody can say that nothing was spent."""
     by.log.error("attempt.crashed", exc_info=error)
     words = "the gateway failed to keep the result"
-    failure = ProviderFailure(FailureKind.UNKNOWN, words, detail=f"{words}: {type(error).__name__}: {error}")
+    failure = OwnFault(words, detail=f"{words}: {type(error).__name__}: {error}")
     failure.__cause__ = error
     return failure

@@ -16,6 +16,9 @@ from providers.failures import FailureKind, ProviderFailure
 SUSPICIOUS_BYTES_PER_PIXEL = 0.03
 """Fewer than this is a picture with next to nothing in it. Photographs have 0.1 and more in every format."""
 
+HEAD_BYTES = 1024
+"""Beside them: what headers and tables take, whatever the picture."""
+
 _MORE = 1.2
 """So many times the pixels must have been asked for before a result of the input's size is taken for the input."""
 
@@ -51,7 +54,7 @@ def _same_file(source: Picture, result: Picture) -> bool:
 
 
 def _is_suspicious(result: Picture) -> bool:
-    return result.path.stat().st_size / result.info.size.pixels < SUSPICIOUS_BYTES_PER_PIXEL
+    return result.path.stat().st_size < HEAD_BYTES + SUSPICIOUS_BYTES_PER_PIXEL * result.info.size.pixels
 
 
 async def _black(picture: Picture, by: Services) -> bool:

@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from typing import cast
 from uuid import uuid4
 
+import msgspec
+
 from normalization.plan import Call
 from normalization.request import ImageRef
 from providers import http
@@ -19,6 +21,7 @@ from providers.replicate.api import Api, ReplicateSettings
 from providers.replicate.creates import Create, Likeness, likenesses, prepared, refs
 from providers.replicate.files import Upload, Uploads
 from providers.replicate.verdicts import Verdicts, ran, retry_after_s
+from providers.replicate.webhooks import WebhookRefused, verify_webhook, webhook_key
 from providers.spool import Spool
 from providers.transfer import SpooledJson, in_thread
 
@@ -59,6 +62,12 @@ class _Look:
     """Whether there is one that may be it."""
 
 
+class _Delivery(msgspec.Struct):
+    """What is read of a webhook's body."""
+
+    id: str
+
+
 class ReplicateProvider:
     """The provider `replicate`."""
 
@@ -80,6 +89,7 @@ class ReplicateProvider:
         self._api = Api(settings, client, spool, max_picture_bytes)
         self._verdicts = Verdicts(settings.token)
         self._uploads = Uploads(self._api, self._verdicts, make_id, sleep)
+        self._webhook_key: bytes | None = None
         self._now = now
         self._sleep = sleep
         self._known: dict[str, None] = {}
@@ -128,6 +138,25 @@ class ReplicateProvider:
             self._let_go(ticket)
         raise ProviderFailure(FailureKind.TRANSIENT, "replicate could not be told to stop")
 
+    async def verify_webhook(self, headers: Mapping[str, str], body: bytes) -> str:
+        """The id of the prediction that a delivery says is over; the account's secret is asked for once.
+
+        Raises:
+            WebhookRefused: If the delivery is not Replicate's, or the secret cannot be had.
+        """
+        if self._webhook_key is None:
+            try:
+                async with self._api.ask("GET", "/webhooks/default/secret") as response:
+                    secret = msgspec.json.decode(await response.aread(), type=dict[str, str])["key"]
+                self._webhook_key = webhook_key(secret)
+            except (http.HTTPError, msgspec.MsgspecError, KeyError, ValueError) as exc:
+                raise WebhookRefused("the secret cannot be had") from exc
+        verify_webhook(headers, body, key=self._webhook_key, now=self._now())
+        try:
+            return msgspec.json.decode(body, type=_Delivery).id
+        except msgspec.MsgspecError as exc:
+            raise WebhookRefused("the delivery names no prediction") from exc
+
     async def close(self) -> None:
         """Call off what was left half-way and delete what was uploaded, in a few seconds or not at all."""
         if self._calling_off:
@@ -143,7 +172,8 @@ class ReplicateProvider:
     def _begin(self, call: Call, images: ImageParts, files: Mapping[ImageRef, str]) -> Create:
         sent = cast("dict[str, object]", prepared(call.payload, files))
         started = asyncio.get_running_loop().time()
-        return Create(call.endpoint, sent, images, frozenset(files.values()), self._now(), started)
+        hook = self._settings.webhook_url
+        return Create(call.endpoint, sent, images, frozenset(files.values()), self._now(), started, hook)
 
     def _ticket(self, create: Create, prediction: str) -> Ticket:
         return Ticket(self.name, create.endpoint, prediction, create.sent_at)
@@ -320,11 +350,11 @@ class ReplicateProvider:
                     keep = frozenset(text for text in texts(prediction.output) if text in answer.parts)
                     return done
                 case "failed":
-                    raise self._verdicts.failed(prediction)
+                    raise _charged(self._verdicts.failed(prediction), prediction)
                 case "aborted":  # its deadline passed in the queue: nothing ran, nothing is charged
                     raise self._verdicts.failure(FailureKind.TRANSIENT, "replicate did not come to it in time", ran(prediction))
                 case _:
-                    raise self._stopped(prediction)
+                    raise _charged(self._stopped(prediction), prediction)
         finally:
             answer.discard(keep=keep)
 
@@ -337,7 +367,9 @@ class ReplicateProvider:
                 outputs.append(RemoteImage(url=text))
         if not outputs:
             gone = "replicate has no picture any more" if prediction.data_removed else "the model finished, but there is no picture"
-            raise self._verdicts.failure(FailureKind.TRANSIENT, gone, f"{prediction.output!r:.200}; {ran(prediction)}")
+            raise _charged(
+                self._verdicts.failure(FailureKind.TRANSIENT, gone, f"{prediction.output!r:.200}; {ran(prediction)}"), prediction
+            )
         return Done(tuple(outputs), usage(prediction))
 
     def _stopped(self, prediction: Prediction) -> ProviderFailure:
@@ -345,6 +377,13 @@ class ReplicateProvider:
         if deadline is not None and deadline <= self._now():
             return self._verdicts.failure(FailureKind.TIMEOUT, "replicate did not finish in time", ran(prediction))
         return self._verdicts.failure(FailureKind.CANCELLED, "the work at replicate was cancelled", ran(prediction))
+
+
+def _charged(failure: ProviderFailure, prediction: Prediction) -> ProviderFailure:
+    """The failure, with the seconds that are charged all the same where it has run."""
+    used = usage(prediction)
+    failure.usage = used if used.seconds is not None else None
+    return failure
 
 
 def _large(call: Call, images: ImageParts) -> dict[ImageRef, ImagePart]:
