@@ -19,6 +19,7 @@ from gateway.api.assets import asset_route
 from gateway.api.auth import Authentication
 from gateway.api.body import DrainedBody
 from gateway.api.health import Readiness, health_router
+from gateway.api.hooks import Hooks, hooks_router
 from gateway.api.images import Links, images_router
 from gateway.api.jobs import jobs_router
 from gateway.api.measured import Measured
@@ -45,7 +46,9 @@ from gateway.times import now
 from providers import http
 from providers.base import Provider
 from providers.catalog import Shelf, load_catalog
+from providers.drive import Nudges
 from providers.fal import FalProvider, FalSettings
+from providers.fal_webhooks import FalWebhooks
 from providers.local.cog import BackendState, CogProvider, LocalBackend
 from providers.replicate import ReplicateProvider, ReplicateSettings
 from providers.spool import Spool
@@ -67,6 +70,8 @@ class Gateway:
     jobs: Jobs
     links: Links
     readiness: Readiness
+    hooks: Hooks
+    """Webhooks of providers that may come in."""
 
 
 @asynccontextmanager
@@ -103,6 +108,8 @@ async def open_gateway(
                 settings=settings,
                 shelf=shelf,
                 providers=providers,
+                nudges=Nudges(),
+                webhooked=frozenset({"fal", "replicate"}) if _webhook(settings, "") else frozenset(),
                 unavailable=lambda offer: providers[offer.provider].refusal(offer.endpoint),
                 health=Health(Thresholds.of(settings.routing), time.monotonic),
                 journal=journal,
@@ -133,6 +140,10 @@ async def open_gateway(
                         jobs=jobs,
                         links=Links(secret, settings.public_url, settings.storage.link_s, time.time),
                         readiness=_readiness(db, store, jobs),
+                        hooks={
+                            "fal": FalWebhooks(settings.fal.rest_url, client=own, now=now).verify,
+                            "replicate": replicate.verify_webhook,
+                        },
                     )
                 finally:
                     stopped = await jobs.drain(settings.limits.drain_s)
@@ -177,6 +188,7 @@ def create_app(
     app = Litestar(
         route_handlers=[
             images_router,
+            hooks_router,
             jobs_router,
             models_router,
             health_router,
@@ -191,6 +203,8 @@ def create_app(
             "jobs": Provide(lambda: gateway().jobs, sync_to_thread=False),
             "links": Provide(lambda: gateway().links, sync_to_thread=False),
             "catalog": Provide(lambda: gateway().services.catalog, sync_to_thread=False),
+            "hooks": Provide(lambda: gateway().hooks, sync_to_thread=False),
+            "nudges": Provide(lambda: gateway().services.nudges, sync_to_thread=False),
             "readiness": Provide(lambda: gateway().readiness, sync_to_thread=False),
             "metrics": Provide(lambda: metrics, sync_to_thread=False),
         },
@@ -237,6 +251,12 @@ async def _local(
         await backend.stop()
 
 
+def _webhook(settings: Settings, provider: str) -> str | None:
+    """Where a provider can tell that work is over: with a public https address only."""
+    base = settings.public_url
+    return f"{base.rstrip('/')}/webhooks/{provider}" if base is not None and base.startswith("https://") else None
+
+
 def _fal(settings: Settings, client: http.AsyncClient, spool: Spool) -> FalProvider:
     """The provider `fal`; without a key it says so when asked."""
     key = settings.fal_key.get_secret_value().strip() if settings.fal_key is not None else None
@@ -246,6 +266,7 @@ def _fal(settings: Settings, client: http.AsyncClient, spool: Spool) -> FalProvi
         spool=spool,
         now=now,
         start_timeout_s=settings.limits.job_deadline_s,
+        webhook_url=_webhook(settings, "fal"),
     )
 
 
@@ -254,7 +275,10 @@ async def _replicate(settings: Settings, client: http.AsyncClient, spool: Spool)
     """The provider `replicate`; without a token it says so when asked."""
     token = settings.replicate_api_token.get_secret_value().strip() if settings.replicate_api_token is not None else None
     own = ReplicateSettings(
-        token=token or None, base_url=settings.replicate.base_url, cancel_after_s=settings.limits.job_deadline_s
+        token=token or None,
+        base_url=settings.replicate.base_url,
+        cancel_after_s=settings.limits.job_deadline_s,
+        webhook_url=_webhook(settings, "replicate"),
     )
     replicate = ReplicateProvider(own, client=client, spool=spool, now=now)
     try:

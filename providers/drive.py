@@ -3,7 +3,8 @@
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager, suppress
 from typing import TypeAlias
 
 from normalization.plan import Call
@@ -27,6 +28,41 @@ _CANCEL_S = 15.0
 """The longest that a cancellation may take; after that nobody waits for it."""
 
 
+SLOW_GAP_S = 15.0
+"""The longest gap between polls where a webhook will say that there is news; webhooks can be lost, so it never only waits."""
+
+
+class Nudges:
+    """Ends the pause before the next poll of a ticket when a webhook says that there is news."""
+
+    def __init__(self) -> None:
+        self._watched: dict[Ticket, asyncio.Event] = {}
+
+    def nudge(self, provider: str, work_id: str) -> bool:
+        """Wake whoever polls for the provider's work of that id; False if nobody does."""
+        woken = [
+            event for ticket, event in self._watched.items() if ticket.provider == provider and work_id in ticket.id.split("/")
+        ]
+        for event in woken:
+            event.set()
+        return bool(woken)
+
+    @contextmanager
+    def watching(self, ticket: Ticket) -> Generator[Sleep]:
+        """A pause that ends early when there is news of the ticket."""
+        event = self._watched[ticket] = asyncio.Event()
+
+        async def pause(seconds: float) -> None:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(event.wait(), seconds)
+            event.clear()
+
+        try:
+            yield pause
+        finally:
+            self._watched.pop(ticket, None)
+
+
 class Unanswered(ProviderFailure):
     """A poll got no usable answer, which says nothing of the work itself: it is asked again, a few times.
 
@@ -43,6 +79,7 @@ async def drive(
     on_ticket: OnTicket,
     on_progress: OnProgress | None = None,
     alone: bool = False,
+    nudges: Nudges | None = None,
     sleep: Sleep = asyncio.sleep,
     chance: Callable[[], float] = random.random,
 ) -> Done:
@@ -56,6 +93,7 @@ async def drive(
         on_ticket: Awaited before the first poll, so that the ticket is stored and a restart can `follow` it.
         on_progress: Told after each poll that found it running.
         alone: Whether no other offer could take over.
+        nudges: Given where webhooks tell of news: it is polled slowly then, and at once when there is some.
         sleep: Waits between polls.
         chance: 0..1, for the jitter of the gaps.
 
@@ -71,7 +109,7 @@ async def drive(
         await _cancel(provider, ticket)
         raise
     left_s = deadline_s - (time.monotonic() - started)
-    return await follow(provider, ticket, deadline_s=left_s, on_progress=on_progress, sleep=sleep, chance=chance)
+    return await follow(provider, ticket, deadline_s=left_s, on_progress=on_progress, nudges=nudges, sleep=sleep, chance=chance)
 
 
 async def follow(
@@ -80,6 +118,7 @@ async def follow(
     *,
     deadline_s: float,
     on_progress: OnProgress | None = None,
+    nudges: Nudges | None = None,
     sleep: Sleep = asyncio.sleep,
     chance: Callable[[], float] = random.random,
 ) -> Done:
@@ -87,7 +126,10 @@ async def follow(
     deadline = asyncio.timeout(deadline_s)
     try:
         async with deadline:
-            return await _poll_until_done(provider, ticket, on_progress, sleep, chance)
+            if nudges is None:
+                return await _poll_until_done(provider, ticket, on_progress, sleep, chance, LONGEST_GAP_S)
+            with nudges.watching(ticket) as pause:
+                return await _poll_until_done(provider, ticket, on_progress, pause, chance, SLOW_GAP_S)
     except BaseException as exc:
         if isinstance(exc, ProviderFailure) and not isinstance(exc, Unanswered):
             raise  # the provider itself has ended it
@@ -108,7 +150,12 @@ async def _submit(provider: Provider, call: Call, images: ImageParts, deadline_s
 
 
 async def _poll_until_done(
-    provider: Provider, ticket: Ticket, on_progress: OnProgress | None, sleep: Sleep, chance: Callable[[], float]
+    provider: Provider,
+    ticket: Ticket,
+    on_progress: OnProgress | None,
+    sleep: Sleep,
+    chance: Callable[[], float],
+    longest_gap_s: float,
 ) -> Done:
     gap_s, unanswered = FIRST_GAP_S, 0
     while True:
@@ -130,7 +177,7 @@ async def _poll_until_done(
         spent_s = time.monotonic() - asked
         if spent_s < wait_s:  # else the poll itself has waited
             await sleep(wait_s - spent_s)
-        gap_s = min(gap_s * _GROWTH, LONGEST_GAP_S)
+        gap_s = min(gap_s * _GROWTH, longest_gap_s)
 
 
 async def _cancel(provider: Provider, ticket: Ticket) -> None:

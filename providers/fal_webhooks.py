@@ -32,7 +32,7 @@ _MAX_KEYS_BYTES = 2**18
 _MAX_KEYS = 32
 
 
-class WebhookRefused(Exception):
+class WebhookRefused(ValueError):
     """A webhook that is not fal's, or not of now. The message is for the operator's log."""
 
 

@@ -10,8 +10,11 @@ from gateway.errors import Unauthenticated
 from gateway.tenants.keys import masked
 from gateway.tenants.service import Caller
 
-PUBLIC = ("/", "/health/live", "/health/ready", "/metrics", "/openapi.json", "/docs", "/assets")
-"""Paths that need no key, with all that lies below them (the root alone excepted). Links to pictures carry a signature instead."""
+PUBLIC = ("/", "/health/live", "/health/ready", "/metrics", "/openapi.json", "/docs", "/assets", "/webhooks")
+"""Paths that need no key, with all that lies below them (the root alone excepted).
+
+Links to pictures and the webhooks of providers carry a signature instead.
+"""
 
 Authenticate = Callable[[str], Awaitable[Caller | None]]
 """The caller behind a secret; None if it is not known, revoked or expired."""

@@ -18,6 +18,7 @@ from normalization.pixels.probe import ProbeLimits
 from providers import http
 from providers.base import Provider
 from providers.catalog import Catalog, Shelf
+from providers.drive import Nudges
 from providers.spool import Spool
 
 
@@ -38,6 +39,9 @@ class Services:
     """Why an offer cannot take work at all: no key, no backend. None if it can."""
     health: Health
     """How offers have done lately, and which rest."""
+    nudges: Nudges
+    webhooked: frozenset[str]
+    """Providers that tell by webhook when work is over."""
     metrics: Metrics
     log: FilteringBoundLogger
     clock: Callable[[], datetime]

@@ -31,6 +31,8 @@ class ReplicateSettings:
     """How long a create is held open for the result, 0 to 60 s. Short: until it is answered there is no ticket to store."""
     cancel_after_s: float = 3600.0
     """When Replicate ends a prediction by itself, at least 5 s after it was created. Bounds what is lost if the gateway dies."""
+    webhook_url: str | None = None
+    """Where Replicate is to say that work is over, https. None: it is only polled."""
 
 
 class Api:

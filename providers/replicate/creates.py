@@ -34,6 +34,7 @@ class Create:
     sent_at: datetime
     started: float
     """When that was by the event loop's clock, seconds."""
+    webhook_url: str | None = None
     sent: bool = False
     """Whether all of it was handed to the connection: before that, nothing can have come of it."""
     lost: str = ""
@@ -43,7 +44,8 @@ class Create:
 
     def body(self) -> JsonBody:
         """What is sent."""
-        return json_body({"version": self.endpoint, "input": self.input}, self.images)
+        hook = {"webhook": self.webhook_url, "webhook_events_filter": ["completed"]} if self.webhook_url else {}
+        return json_body({"version": self.endpoint, "input": self.input, **hook}, self.images)
 
     async def watched(self, body: JsonBody) -> AsyncIterator[bytes]:
         """The body, noticing its end."""

@@ -12,7 +12,7 @@ TOLERANCE_S = 300.0
 """How far a delivery's time may be from ours. Source: standard-webhooks/standard-webhooks, and its libraries."""
 
 
-class WebhookRefused(Exception):
+class WebhookRefused(ValueError):
     """A delivery that Replicate did not sign, or signed long ago."""
 
 
