@@ -19,7 +19,7 @@ from tests.e2e.web import fetch
 
 README, OPERATING = page("README.md"), page("docs/operating.md")
 
-VOLATILE = frozenset({"created", "url", "request_id", "ms"})
+VOLATILE = frozenset({"created", "url", "request_id", "id", "ms"})
 """Members whose values differ each time; those of an example are only of the same type."""
 
 
