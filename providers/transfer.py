@@ -25,6 +25,9 @@ _READ_BYTES = 3 * 2**16
 _WRITE_BYTES = 2**18
 """How much is gathered before a thread is asked to write it."""
 
+_INLINE_BYTES = 2**16
+"""What is read at once without asking a thread."""
+
 _MAX_REDIRECTS = 3
 
 
@@ -131,6 +134,10 @@ class AnswerUnreadable(Exception):
     """An answer that is not what was agreed: not JSON, broken base64, or larger than allowed."""
 
 
+class TooManyValues(AnswerUnreadable):
+    """JSON of so many values that reading them would keep everybody else waiting."""
+
+
 @dataclass(frozen=True, slots=True)
 class SpooledPart:
     """A data URI of an answer, decoded into a file. Whoever has the answer removes the file."""
@@ -157,7 +164,13 @@ class SpooledJson:
 
 
 async def read_spooled_json(
-    pieces: AsyncIterable[bytes], spool: Spool, *, max_part_bytes: int, max_text_bytes: int = 4 * 2**20, max_parts: int = 64
+    pieces: AsyncIterable[bytes],
+    spool: Spool,
+    *,
+    max_part_bytes: int,
+    max_text_bytes: int = 4 * 2**20,
+    max_parts: int = 64,
+    max_values: int = 100_000,
 ) -> SpooledJson:
     """Read a JSON answer, decoding its base64 data URIs into spool files as they pass.
 
@@ -167,22 +180,26 @@ async def read_spooled_json(
         max_part_bytes: The largest file, decoded.
         max_text_bytes: The most that may be left when the data URIs are out.
         max_parts: The most data URIs.
+        max_values: The most values, at any depth, empty arrays and objects counted twice.
 
     Raises:
+        TooManyValues: If there are more.
         AnswerUnreadable: If it cannot be used; no file is left then, nor after any other error.
     """
-    scanner = DataUriScanner(spool, max_part_bytes=max_part_bytes, max_text_bytes=max_text_bytes, max_parts=max_parts)
+    scanner = DataUriScanner(
+        spool, max_part_bytes=max_part_bytes, max_text_bytes=max_text_bytes, max_parts=max_parts, max_values=max_values
+    )
     try:
         async for batch in _batches(pieces):
             await _feed(scanner, batch)
-        return scanner.finish()
+        return scanner.finish() if scanner.text_bytes < _INLINE_BYTES else await in_thread(scanner.finish)
     except BaseException:
         scanner.discard()
         raise
 
 
 async def _feed(scanner: "DataUriScanner", batch: bytes) -> None:
-    if len(batch) < 2**16:
+    if len(batch) < _INLINE_BYTES:
         scanner.feed(batch)
     else:
         await in_thread(scanner.feed, batch)
@@ -228,11 +245,17 @@ class DataUriScanner:
     Only strings are understood; whether the rest is JSON is seen when it is parsed.
     """
 
-    def __init__(self, spool: Spool, *, max_part_bytes: int, max_text_bytes: int, max_parts: int) -> None:
+    def __init__(
+        self, spool: Spool, *, max_part_bytes: int, max_text_bytes: int, max_parts: int, max_values: int = 100_000
+    ) -> None:
         self._spool = spool
         self._max_part_bytes = max_part_bytes
         self._max_text_bytes = max_text_bytes
         self._max_parts = max_parts
+        self._max_values = max_values
+        self._values = 1
+        """At least as many as the document has: its own, and one behind each comma and each opening bracket."""
+        self._strings = 0
         self._parts: dict[str, SpooledPart] = {}
         self._text = bytearray()
         """The document so far, with keys in place of data URIs."""
@@ -241,18 +264,28 @@ class DataUriScanner:
         """What could not be understood without what follows it."""
         self._file: _Base64File | None = None
 
+    @property
+    def text_bytes(self) -> int:
+        """How much there is to parse so far."""
+        return len(self._text)
+
     def feed(self, piece: bytes) -> None:
-        """Take the next bytes. Writes files: call it in a thread if the piece is large. Raises `AnswerUnreadable`."""
-        rest = self._waiting + piece
+        """Take the next bytes. Writes files: call it in a thread if the piece is large. Raises `AnswerUnreadable`.
+
+        A step understands the piece from an index on and says from where to go on. What is left is never copied: a piece
+        may hold a hundred thousand strings.
+        """
+        piece = self._waiting + piece
         self._waiting = b""
-        steps: Mapping[_Where, Callable[[bytes], bytes]] = {
+        steps: Mapping[_Where, Callable[[bytes, int], int]] = {
             _Where.OUTSIDE: self._outside,
             _Where.HEAD: self._head,
             _Where.TEXT: self._in_text,
             _Where.DATA: self._in_data,
         }
-        while rest:
-            rest = steps[self._where](rest)
+        at = 0
+        while at < len(piece):
+            at = steps[self._where](piece, at)
         if len(self._text) > self._max_text_bytes:
             raise AnswerUnreadable(f"the answer has more than {self._max_text_bytes} bytes of text")
 
@@ -272,50 +305,56 @@ class DataUriScanner:
         for part in self._parts.values():
             part.path.unlink(missing_ok=True)
 
-    def _outside(self, rest: bytes) -> bytes:
-        before, quote, after = rest.partition(b'"')
-        self._text += before + quote
-        if quote:
+    def _outside(self, piece: bytes, at: int) -> int:
+        quote = piece.find(b'"', at)
+        end = len(piece) if quote < 0 else quote + 1
+        between = piece[at:end]
+        self._values += between.count(b",") + between.count(b"[") + between.count(b"{")
+        self._strings += quote >= 0
+        if max(self._values, self._strings // 2) > self._max_values:  # half of the strings may be names
+            raise TooManyValues(f"the answer has more than {self._max_values} values")
+        self._text += between
+        if quote >= 0:
             self._where = _Where.HEAD
-        return after
+        return end
 
-    def _head(self, rest: bytes) -> bytes:
+    def _head(self, piece: bytes, at: int) -> int:
         """Decide what kind of string begins here, or wait for more of it."""
-        quote = rest.find(b'"', 0, _HEAD_BYTES)
-        comma = rest.find(b",", 0, _HEAD_BYTES)
-        if comma >= 0 and (quote < 0 or comma < quote):
-            found = _DATA_HEAD.fullmatch(_unescaped_head(rest[: comma + 1]))
+        quote = piece.find(b'"', at, at + _HEAD_BYTES)
+        comma = piece.find(b",", at, at + _HEAD_BYTES if quote < 0 else quote)
+        if comma >= 0:
+            found = _DATA_HEAD.fullmatch(_unescaped_head(piece[at : comma + 1]))
             if found:
                 self._begin_part(found[1] or "text/plain")
-                return rest[comma + 1 :]
-        elif quote < 0 and len(rest) < _HEAD_BYTES and b"data:".startswith(rest[:5].lower()):
-            self._waiting = rest
-            return b""
+                return comma + 1
+        elif quote < 0 and len(piece) - at < _HEAD_BYTES and b"data:".startswith(piece[at : at + 5].lower()):
+            self._waiting = piece[at:]
+            return len(piece)
         self._where = _Where.TEXT
-        return rest
+        return at
 
-    def _in_text(self, rest: bytes) -> bytes:
-        end = _end_of_string(rest)
-        if end < 0:
-            keep = _cut_escape(rest)
-            self._text += rest[:keep]
-            self._waiting = rest[keep:]
-            return b""
-        self._text += rest[: end + 1]
+    def _in_text(self, piece: bytes, at: int) -> int:
+        quote = _end_of_string(piece, at)
+        if quote < 0:
+            keep = _cut_escape(piece, at)
+            self._text += piece[at:keep]
+            self._waiting = piece[keep:]
+            return len(piece)
+        self._text += piece[at : quote + 1]
         self._where = _Where.OUTSIDE
-        return rest[end + 1 :]
+        return quote + 1
 
-    def _in_data(self, rest: bytes) -> bytes:
+    def _in_data(self, piece: bytes, at: int) -> int:
         assert self._file is not None
-        end = rest.find(b'"')
-        if end < 0:
-            keep = _cut_escape(rest)
-            self._file.write(_unescaped(rest[:keep]))
-            self._waiting = rest[keep:]
-            return b""
-        self._file.write(_unescaped(rest[:end]))
+        quote = piece.find(b'"', at)
+        if quote < 0:
+            keep = _cut_escape(piece, at)
+            self._file.write(_unescaped(piece[at:keep]))
+            self._waiting = piece[keep:]
+            return len(piece)
+        self._file.write(_unescaped(piece[at:quote]))
         self._end_part(self._file)
-        return rest[end:]
+        return quote
 
     def _begin_part(self, mime: str) -> None:
         if len(self._parts) >= self._max_parts:
@@ -376,26 +415,26 @@ class _Base64File:
             raise AnswerUnreadable("the base64 is broken") from exc
 
 
-def _end_of_string(text: bytes) -> int:
-    """Where the first quote is that no backslash takes away; -1 if there is none."""
-    quote = text.find(b'"')
-    while quote >= 0 and _backslashes_before(text, quote) % 2:
+def _end_of_string(text: bytes, at: int) -> int:
+    """Where, from `at` on, the first quote is that no backslash takes away; -1 if there is none."""
+    quote = text.find(b'"', at)
+    while quote >= 0 and _backslashes_before(text, quote, at) % 2:
         quote = text.find(b'"', quote + 1)
     return quote
 
 
-def _cut_escape(text: bytes) -> int:
-    """Where an escape begins that `text` does not finish; the length of `text` if there is none."""
-    last = text.rfind(b"\\", max(0, len(text) - 6))
-    if last < 0 or _backslashes_before(text, last) % 2:
+def _cut_escape(text: bytes, at: int) -> int:
+    """Where, from `at` on, an escape begins that `text` does not finish; the length of `text` if there is none."""
+    last = text.rfind(b"\\", max(at, len(text) - 6))
+    if last < 0 or _backslashes_before(text, last, at) % 2:
         return len(text)
     needed = 6 if text[last + 1 : last + 2] == b"u" else 2
     return last if len(text) - last < needed else len(text)
 
 
-def _backslashes_before(text: bytes, index: int) -> int:
+def _backslashes_before(text: bytes, index: int, at: int) -> int:
     start = index
-    while start > 0 and text[start - 1] == 0x5C:
+    while start > at and text[start - 1] == 0x5C:
         start -= 1
     return index - start
 

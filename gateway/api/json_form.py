@@ -16,13 +16,25 @@ from gateway.api.uploads import RawForm, Received, adopt, spool_failure
 from gateway.errors import BadRequest, GatewayError, TooLarge
 from normalization.request import Json
 from providers.spool import Spool
-from providers.transfer import AnswerUnreadable, SpooledJson, SpooledPart, TransferFailed, TransferFault, read_spooled_json
+from providers.transfer import (
+    AnswerUnreadable,
+    SpooledJson,
+    SpooledPart,
+    TooManyValues,
+    TransferFailed,
+    TransferFault,
+    in_thread,
+    read_spooled_json,
+)
 
 Fetch: TypeAlias = "Callable[[str, Path, int], Awaitable[object]]"
 """Fetches an http or https address into a new file of at most so many bytes, or raises `TransferFailed`."""
 
 _MAX_DEPTH = 32
 """Of arrays and objects within each other."""
+
+_MAX_VALUES = 20_000
+"""Text, numbers, arrays and so on, at any depth: far more than any picture is asked for with, few enough to look at each."""
 
 
 class JsonForm:
@@ -54,7 +66,7 @@ class JsonForm:
         members = _members(body, self._limits)
         references = _image_references(members, self._limits)
         mask = members.pop("mask", None)
-        fields = {name: await self._plain(name, value, body.parts, depth=0) for name, value in members.items()}
+        fields = await in_thread(self._fields, members, body.parts)
         images = [(param, await self._picture(param, reference, body.parts)) for param, reference in references]
         masks = [] if mask is None else [await self._picture("mask", mask, body.parts)]
         used = {file.path for _, file in images} | {file.path for file in masks}
@@ -77,7 +89,10 @@ class JsonForm:
                 max_part_bytes=self._limits.max_file_bytes,
                 max_text_bytes=self._limits.max_text_bytes,
                 max_parts=self._limits.max_parts,
+                max_values=_MAX_VALUES,
             )
+        except TooManyValues as error:
+            raise BadRequest(f"the JSON body has more than {_MAX_VALUES} values") from error
         except AnswerUnreadable as error:
             raise _unusable(error, self._limits) from error
         except OSError as error:
@@ -105,31 +120,35 @@ class JsonForm:
         except OSError as error:
             raise spool_failure(error) from error
 
-    async def _plain(self, param: str, value: Json, parts: Mapping[str, SpooledPart], *, depth: int) -> Json:
+    def _fields(self, members: Mapping[str, Json], parts: Mapping[str, SpooledPart]) -> dict[str, Json]:
+        """The members that are no pictures. Reads files, and many values may be in the way: run it in a thread."""
+        return {name: self._plain(name, value, parts, depth=0) for name, value in members.items()}
+
+    def _plain(self, param: str, value: Json, parts: Mapping[str, SpooledPart], *, depth: int) -> Json:
         """A member that is not a picture of ours, as it was sent: a short data URL in it is put together again."""
         if depth > _MAX_DEPTH:
             raise BadRequest(f"`{param}` is nested more than {_MAX_DEPTH} deep", param=param)
         match value:
             case str() if value in parts:
-                return await self._as_text(param, parts[value])
+                return self._as_text(param, parts[value])
             case str():
                 refuse_null_characters(param, value)
                 return value
             case list():
-                return [await self._plain(param, member, parts, depth=depth + 1) for member in value]
+                return [self._plain(param, member, parts, depth=depth + 1) for member in value]
             case dict():
-                return {name: await self._plain(param, member, parts, depth=depth + 1) for name, member in value.items()}
+                return {name: self._plain(param, member, parts, depth=depth + 1) for name, member in value.items()}
             case _:
                 return value
 
-    async def _as_text(self, param: str, part: SpooledPart) -> str:
+    def _as_text(self, param: str, part: SpooledPart) -> str:
         if part.size_bytes > self._limits.max_field_bytes:
             raise TooLarge(
                 f"`{param}` is a data URL of more than {self._limits.max_field_bytes} bytes;"
                 " large pictures are taken in `images` and `mask`",
                 param=param,
             )
-        content = await asyncio.to_thread(part.path.read_bytes)
+        content = part.path.read_bytes()
         return f"data:{part.mime};base64,{pybase64.b64encode_as_string(content)}"
 
 

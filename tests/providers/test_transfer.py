@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import threading
+import time
 import tracemalloc
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from providers.transfer import (
     AnswerUnreadable,
     DataUriScanner,
     SpooledJson,
+    TooManyValues,
     TransferFailed,
     TransferFault,
     download,
@@ -208,6 +210,36 @@ def test_answers_are_bounded(spool: Spool, limits: dict[str, int], says: str) ->
     with pytest.raises(AnswerUnreadable, match=says):
         _scan(spool, [json.dumps([uri, uri]).encode()], **limits)
     assert not _files(spool.folder)
+
+
+@pytest.mark.parametrize(
+    "text", [b'["",' * 700_000, b'[""' + b',""' * 700_000, b'""' * 10**6, b"[0" + b",0" * 10**6, b"[{" * 10**6]
+)
+async def test_many_small_values_cost_little(spool: Spool, text: bytes) -> None:
+    """They are counted as they pass, and given up before anybody builds or walks them."""
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield text
+
+    started_s = time.process_time()
+    with pytest.raises(TooManyValues, match="more than 20000 values"):
+        await read_spooled_json(pieces(), spool, max_part_bytes=10, max_values=20_000)
+    assert time.process_time() - started_s < 0.5
+
+
+def test_the_time_for_a_piece_grows_with_its_length_only(spool: Spool) -> None:
+    """What is left of a piece is not copied for every string in it."""
+    started_s = time.process_time()
+    result = _scan(spool, [b'[""' + b',""' * 20_000 + b"]" + b" " * 2**21], max_text_bytes=2**22)
+    assert len(result.document) == 20_001
+    assert time.process_time() - started_s < 0.5
+
+
+def test_values_up_to_the_limit_are_taken(spool: Spool) -> None:
+    """Names of members and commas in text are no values."""
+    scanner = DataUriScanner(spool, max_part_bytes=10, max_text_bytes=1000, max_parts=1, max_values=6)
+    scanner.feed(b'{"a": 1, "b,[{": ["x,y", null, 2]}')
+    assert scanner.finish().document == {"a": 1, "b,[{": ["x,y", None, 2]}
 
 
 async def test_an_answer_given_up_half_way_leaves_no_file(spool: Spool) -> None:

@@ -338,6 +338,14 @@ async def test_large_json_is_413(read: Reading) -> None:
         await read.json({"image": data_url(bytes(3000))})
 
 
+async def test_json_of_too_many_values_is_a_bad_request(read: Reading) -> None:
+    """Nobody asks for a picture with a hundred thousand values, and reading them would keep others waiting."""
+    with pytest.raises(BadRequest, match="more than 20000 values"):
+        await read.json({"prompt": "x", "loras": [""] * 100_000})
+    form = await read.json({"prompt": "x", "loras": ["y"] * 15_000})
+    assert form.fields["loras"] == ["y"] * 15_000
+
+
 async def test_a_full_disk_is_503_for_json_too(read: Reading, web: Web, left_in_spool: Callable[[], list[Path]]) -> None:
     """A full disk while a picture is fetched is 503."""
     web.pages["http://a.example/x"] = OSError(28, "No space left on device")
