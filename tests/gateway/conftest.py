@@ -97,7 +97,7 @@ async def backend() -> AsyncIterator[StandIn]:
 
 
 @contextmanager
-def _in(folder: Path) -> Iterator[None]:
+def in_folder(folder: Path) -> Iterator[None]:
     """While a gateway starts: a temporary folder of its own and nothing of the developer's settings."""
     (folder / "tmp").mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
@@ -114,9 +114,9 @@ async def open_live(tmp_path: Path, backend: StandIn) -> AsyncIterator[Open]:
     async with AsyncExitStack() as stack:
 
         async def open_one(database_url: str, **sections: Any) -> Live:
-            with _in(tmp_path):
-                settings = _settings(database_url, backend, tmp_path, sections)
-                return await stack.enter_async_context(_serving(settings, backend))
+            with in_folder(tmp_path):
+                settings = settings_of(database_url, backend, tmp_path, sections)
+                return await stack.enter_async_context(serving_gateway(settings, backend))
 
         yield open_one
 
@@ -142,9 +142,9 @@ async def _one_for_all(tmp_path_factory: pytest.TempPathFactory, sqlite_template
     folder = tmp_path_factory.mktemp("shared")
     shutil.copyfile(sqlite_template, folder / "gateway.db")
     async with standing_in() as backend, AsyncExitStack() as stack:
-        with _in(folder):
-            settings = _settings(f"sqlite:///{folder / 'gateway.db'}", backend, folder, {})
-            live = await stack.enter_async_context(_serving(settings, backend))
+        with in_folder(folder):
+            settings = settings_of(f"sqlite:///{folder / 'gateway.db'}", backend, folder, {})
+            live = await stack.enter_async_context(serving_gateway(settings, backend))
         yield live
 
 
@@ -155,7 +155,7 @@ async def shared(_one_for_all: Live) -> Live:
     return _one_for_all
 
 
-def _settings(database_url: str, backend: StandIn, place: Path, sections: Mapping[str, Any]) -> Settings:
+def settings_of(database_url: str, backend: StandIn, place: Path, sections: Mapping[str, Any]) -> Settings:
     mine = {"name": "stand-in", "url": backend.url, "models": [MODEL], "slots": 8}
     given: dict[str, Any] = {
         "database_url": database_url,
@@ -168,7 +168,7 @@ def _settings(database_url: str, backend: StandIn, place: Path, sections: Mappin
 
 
 @asynccontextmanager
-async def _serving(settings: Settings, backend: StandIn) -> AsyncIterator[Live]:
+async def serving_gateway(settings: Settings, backend: StandIn) -> AsyncIterator[Live]:
     logged: list[Mapping[str, Any]] = []
     opened: list[Gateway] = []
 
