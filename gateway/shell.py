@@ -8,23 +8,26 @@ from uuid import uuid4
 
 import structlog
 from prometheus_client import CollectorRegistry
+from pydantic import SecretStr
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from gateway.app import Gateway, open_gateway, open_pictures
-from gateway.errors import BadRequest
+from gateway.backend import MODELS
+from gateway.errors import BadRequest, NoOffer
 from gateway.images.execution import Work
 from gateway.images.finishing import Picture
 from gateway.images.journal import NewJob
 from gateway.images.pipeline import ImageResult, plan_route, run_request
 from gateway.images.printable import printable_request
-from gateway.images.routing import Controls, find_model, weigh
+from gateway.images.routing import Controls, Route, Unavailable, find_model, weigh, with_alternatives
+from gateway.images.services import Services
 from gateway.observe.log import configure_logging
 from gateway.observe.metrics import Metrics
 from gateway.settings import Settings, secret_key
 from gateway.times import now
 from normalization.explain import table
-from normalization.offer import Rule, Verb
+from normalization.offer import Offer, Rule, Verb
 from normalization.pixels import heic
 from normalization.pixels.formats import FORMATS, ImageInfo
 from normalization.pixels.probe import InvalidImage, ProbeLimits, probe
@@ -33,9 +36,32 @@ from normalization.request import ImageRef, ImageRequest, RequestMode, Text, par
 from providers.catalog import load_catalog
 
 
+def refusals(settings: Settings) -> Unavailable:
+    """Why an offer cannot take work, in the words of the server's providers, by the settings alone: nothing is started."""
+    backends = settings.local.backends
+    served = MODELS if backends is None else tuple(model for backend in backends for model in backend.models)
+
+    def refusal(offer: Offer) -> str | None:
+        match offer.provider:
+            case "fal":
+                return None if _is_set(settings.fal_key) else "fal: no key is set; see FAL_KEY"
+            case "replicate":
+                return None if _is_set(settings.replicate_api_token) else "replicate: no token is set; see REPLICATE_API_TOKEN"
+            case _:
+                missing = f"local: no backend serves {offer.endpoint}; see GATEWAY_LOCAL__BACKENDS"
+                return None if offer.endpoint in served else missing
+
+    return refusal
+
+
+def _is_set(secret: SecretStr | None) -> bool:
+    return secret is not None and bool(secret.get_secret_value().strip())
+
+
 def describe_model(settings: Settings, name: str) -> str:
     """A model's offers, and how each parameter reaches them."""
-    model, offers = find_model(name, load_catalog(settings.catalog.folder, settings.local.usd_per_second))
+    catalog = load_catalog(settings.catalog.folder, settings.local.usd_per_second)
+    model, offers = find_model(name, catalog, unavailable=refusals(settings))
     lines = [f"{model.id}: {model.name}", model.description, f"modes: {', '.join(model.modes)}"]
     for offer in offers:
         lines += ["", f"{offer.provider}: {offer.endpoint}", f"  price   {_price(offer.price.usd, offer.price.unit)}"]
@@ -45,12 +71,13 @@ def describe_model(settings: Settings, name: str) -> str:
 
 
 def explain_request(settings: Settings, picture: Path | None, model: str, fields: dict[str, str]) -> str:
-    """The plan for every offer, and its price. Backends and keys are not asked."""
+    """The plan for every offer, and its price. Nobody is asked: whether an offer can take work is told from the settings."""
     catalog = load_catalog(settings.catalog.folder, settings.local.usd_per_second)
     asked = _ask(settings, picture, model, fields)
-    _, offers = find_model(model, catalog)
+    away = refusals(settings)
+    _, offers = find_model(model, catalog, unavailable=away)
     parts: list[str] = []
-    for candidate in weigh(asked, offers, catalog.parameters, lambda _: None, allow_unpriced=settings.routing.allow_unpriced):
+    for candidate in weigh(asked, offers, catalog.parameters, away, allow_unpriced=settings.routing.allow_unpriced):
         offer, cost = candidate.plan.offer, candidate.cost
         verdict = "eligible" if candidate.eligible else f"not eligible: {'; '.join(candidate.reasons)}"
         price = f"{money(cost.usd)} USD" if cost.usd is not None else "unknown"
@@ -83,7 +110,7 @@ async def edit_picture(settings: Settings, picture: Path, output: Path, model: s
 
 async def _run(gateway: Gateway, asked: ImageRequest, picture: Path, on_progress: Callable[[float], None]) -> ImageResult:
     by = gateway.services
-    route = plan_route(asked, Controls(), by)
+    route = _plan(asked, by)
     job = await by.journal.open_job(
         NewJob(
             id=f"req_{uuid4().hex}",
@@ -98,6 +125,14 @@ async def _run(gateway: Gateway, asked: ImageRequest, picture: Path, on_progress
     )
     originals = {ImageRef("image", 0): Picture(picture, asked.images[0])}
     return await run_request(Work(job, asked, route, originals, now(), on_progress), by)
+
+
+def _plan(asked: ImageRequest, by: Services) -> Route:
+    find_model(asked.model, by.catalog, unavailable=by.unavailable)  # its guess names what can be served now
+    try:
+        return plan_route(asked, Controls(), by)
+    except NoOffer as error:
+        raise with_alternatives(error, asked.mode, by.catalog, by.unavailable) from error
 
 
 def _ask(settings: Settings, picture: Path | None, model: str, fields: dict[str, str]) -> ImageRequest:

@@ -24,13 +24,13 @@ from gateway.api.openapi import EditOperation
 from gateway.api.rendering import request_id_of
 from gateway.api.wire import ImagesResponse
 from gateway.assets.links import sign_link
-from gateway.errors import BadRequest
+from gateway.errors import BadRequest, NoOffer
 from gateway.images.execution import Work
 from gateway.images.finishing import Originals, Picture, StoredImage
 from gateway.images.journal import NewJob
 from gateway.images.pipeline import ImageResult, plan_route, run_request
 from gateway.images.printable import printable_request
-from gateway.images.routing import Controls, Route, dry_run
+from gateway.images.routing import Controls, Route, dry_run, find_model, with_alternatives
 from gateway.images.services import Services
 from gateway.jobs.service import Job, Jobs, interrupted
 from gateway.tenants.service import Caller
@@ -113,8 +113,7 @@ async def edit_images(
     async with AsyncExitStack() as stack:
         form = await stack.enter_async_context(await _receive(request, services))
         asked = _understand(form, services)
-        request_id, tenant = request_id_of(request.scope), caller_of(request).tenant_name
-        route = plan_route(asked, controls, services, request_id=request_id, tenant=tenant)
+        route = _plan(asked, controls, request, services)
         if controls.dry_run:
             return Response(msgspec.json.encode(dry_run(asked, route)), media_type="application/json")
         services.pixels.check_room()
@@ -151,6 +150,15 @@ def _understand(form: ImageForm, by: Services) -> ImageRequest:
     if asked.asked.get("stream") is True:
         raise BadRequest("`stream` is not served; leave it out, and the answer comes in one piece.", param="stream")
     return asked
+
+
+def _plan(asked: ImageRequest, controls: Controls, request: AnyRequest, by: Services) -> Route:
+    find_model(asked.model, by.catalog, unavailable=by.unavailable)  # its guess names what can be served now
+    request_id, tenant = request_id_of(request.scope), caller_of(request).tenant_name
+    try:
+        return plan_route(asked, controls, by, request_id=request_id, tenant=tenant)
+    except NoOffer as error:
+        raise with_alternatives(error, asked.mode, by.catalog, by.unavailable) from error
 
 
 async def _open(asked: ImageRequest, route: Route, controls: Controls, form: ImageForm, request: AnyRequest, by: Services) -> Work:

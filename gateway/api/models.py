@@ -10,6 +10,7 @@ from litestar.params import FromPath, QueryParameter
 
 from gateway.api.wire import Model, ModelList
 from gateway.images.routing import find_model
+from gateway.images.services import Services
 from normalization.offer import Model as CatalogModel
 from normalization.offer import Offer
 from normalization.pricing import money
@@ -27,11 +28,12 @@ async def list_models(catalog: NamedDependency[Catalog]) -> ModelList:
 async def show_model(
     model_id: FromPath[str],
     catalog: NamedDependency[Catalog],
+    services: NamedDependency[Services],
     with_schema: Annotated[bool, QueryParameter(name="schema", description="Add each offer's parameters, typed.")] = False,
 ) -> dict[str, Any]:
     """One model. Ids with a slash are taken as they are and percent-encoded."""
     name = unquote(model_id.lstrip("/"))
-    model, offers = find_model(name, catalog, param="model")
+    model, offers = find_model(name, catalog, param="model", unavailable=services.unavailable)
     shown = msgspec.to_builtins(_on_the_wire(model, name))
     return shown | _described(model, offers) if with_schema else shown
 

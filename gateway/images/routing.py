@@ -25,12 +25,12 @@ from gateway.errors import BadRequest, ModelNotFound, NoOffer, OverBudget
 from gateway.images.health import Condition
 from gateway.settings import Routing
 from normalization.explain import receipt
-from normalization.offer import Model, Offer
+from normalization.offer import Model, Offer, PriceUnit
 from normalization.pixels.formats import FORMATS, Format, Size
 from normalization.plan import Decision, Encode, Fit, Mode, Plan, fitted_size
 from normalization.planner import plan_request
 from normalization.pricing import Cost, expected_pixels, money, quote
-from normalization.request import ImageRequest, Json
+from normalization.request import ImageRequest, Json, RequestMode
 from providers.catalog import Catalog
 
 
@@ -127,8 +127,20 @@ class Route:
     """What the order was made by."""
 
 
-def find_model(name: str, catalog: Catalog, param: str | None = None) -> tuple[Model, tuple[Offer, ...]]:
+Unavailable = Callable[[Offer], str | None]
+"""Why an offer cannot take work at all at the moment (no key, no backend); None if it can."""
+
+
+def find_model(
+    name: str, catalog: Catalog, param: str | None = None, unavailable: Unavailable = lambda _: None
+) -> tuple[Model, tuple[Offer, ...]]:
     """The model a caller names, and the offers that may serve it.
+
+    Args:
+        name: As the caller has it.
+        catalog: Where to look.
+        param: The parameter that named it, for the error.
+        unavailable: Keeps models that nobody can serve from being suggested before others.
 
     Raises:
         ModelNotFound: With what may have been meant.
@@ -136,10 +148,38 @@ def find_model(name: str, catalog: Catalog, param: str | None = None) -> tuple[M
     found = catalog.find(name)
     if found is not None:
         return found
-    similar = catalog.similar(name)
-    hint = f" Did you mean {' or '.join(similar)}?" if similar else " GET /v1/models lists the ids."
     shown = name if len(name) <= 64 else f"{name[:63]}…"
-    raise ModelNotFound(f"The model `{shown}` does not exist or you do not have access to it.{hint}", param=param)
+    hint = _meant(catalog.similar(name), catalog, unavailable)
+    raise ModelNotFound(f"The model `{shown}` does not exist or you do not have access to it. {hint}", param=param)
+
+
+def _meant(similar: Sequence[str], catalog: Catalog, unavailable: Unavailable) -> str:
+    """A suggestion: of what can be served now, if there is any; else with what is in the way."""
+    if not similar:
+        return "GET /v1/models lists the ids."
+    served = [name for name in similar if is_served(catalog.models[name], unavailable)]
+    if served:
+        return f"Did you mean {' or '.join(served)}?"
+    nearest = catalog.models[similar[0]]
+    reasons = dict.fromkeys(unavailable(offer) or "its price is unknown" for offer in nearest.offers)
+    return f"Did you mean {nearest.id}? It cannot be served now: {'; '.join(reasons)}."
+
+
+def is_served(model: Model, unavailable: Unavailable) -> bool:
+    """Whether some offer of a model can take work as the gateway is set up, at a known price."""
+    return any(unavailable(offer) is None and offer.price.unit is not PriceUnit.UNKNOWN for offer in model.offers)
+
+
+_MOST_NAMED = 5
+"""Models that an error names; `GET /v1/models` has all."""
+
+
+def with_alternatives(error: NoOffer, mode: RequestMode, catalog: Catalog, unavailable: Unavailable) -> NoOffer:
+    """The error, with the models that could take such work now."""
+    served = [name for name, model in catalog.models.items() if mode in model.modes and is_served(model, unavailable)]
+    more = ", …" if len(served) > _MOST_NAMED else ""
+    others = f"Models that can be served now: {', '.join(served[:_MOST_NAMED]) or 'none'}{more}."
+    return NoOffer(f"{error.message} {others}", detail=error.detail)
 
 
 MAX_FITTED_PIXELS = 2**27
@@ -147,9 +187,6 @@ MAX_FITTED_PIXELS = 2**27
 
 MAX_FITTED_AVIF_PIXELS = 2**26
 """The same for AVIF, whose encoder takes about twice as much memory."""
-
-Unavailable = Callable[[Offer], str | None]
-"""Why an offer cannot take work at all at the moment (no key, no backend); None if it can."""
 
 
 def weigh(
@@ -411,14 +448,25 @@ def _unservable(route: Route) -> BadRequest | NoOffer:
     plans = [candidate.plan for candidate in route.left_out]
     if any(not plan.refusals for plan in plans) or not plans:
         reasons = _lines(route.left_out, lambda candidate: candidate.reasons)
-        words = f"No offer of this model can take work: {reasons}"
-        return NoOffer(words, detail=reasons)
+        return NoOffer(f"No offer of this model can take work: {reasons}. {_mended_by(route, reasons)}", detail=reasons)
     missing = [name for name in plans[0].missing if all(name in plan.missing for plan in plans)]
     if missing:
         return BadRequest(f"`{missing[0]}` is required by this model.", param=missing[0], code="missing_required_parameter")
     refused = [decision for plan in plans for decision in plan.decisions if decision.refused]
     lines = _lines(route.left_out, lambda candidate: candidate.plan.refusals)
     return BadRequest(f"No offer of this model can serve this: {lines}", param=refused[0].param if refused else None)
+
+
+_SETTINGS = ("FAL_KEY", "REPLICATE_API_TOKEN", "GATEWAY_LOCAL__BACKENDS")
+"""What providers say is missing."""
+
+
+def _mended_by(route: Route, reasons: str) -> str:
+    """What the operator can do about it."""
+    names = [name for name in _SETTINGS if name in reasons]
+    unpriced = any(candidate.cost.usd is None and not candidate.plan.refusals for candidate in route.left_out)
+    names += ["GATEWAY_ROUTING__ALLOW_UNPRICED"] if unpriced else []
+    return f"The operator can set {' or '.join(names)}." if names else "The operator can add an offer that does."
 
 
 def _unsupported(candidate: Candidate) -> tuple[str, ...]:

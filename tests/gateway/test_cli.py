@@ -11,8 +11,9 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from gateway.cli import main
+from gateway.shell import refusals
 from tests.gateway.backend import StandIn
-from tests.gateway.conftest import MODEL, picture
+from tests.gateway.conftest import MODEL, Live, picture
 
 Run = Callable[..., Result]
 
@@ -107,6 +108,31 @@ def test_explain_prints_plan_and_price_and_asks_nobody(run: Run):
     assert result.exit_code == 0, result.output
     for words in ("local: detail-upscaler (eligible)", "price: 0 USD", "scale_factor", "emulated", "unsupported", "output_format"):
         assert words in result.stdout
+
+
+def test_explain_says_who_cannot_take_work(run: Run, monkeypatch: pytest.MonkeyPatch):
+    """By the settings: without a key or a backend an offer is not eligible, with one it is."""
+    monkeypatch.delenv("FAL_KEY", raising=False)
+    monkeypatch.delenv("REPLICATE_API_TOKEN", raising=False)
+    monkeypatch.setenv("GATEWAY_LOCAL__BACKENDS", "[]")
+
+    without = run("explain", "in.png", "--model", "clarity-upscaler", "-p", "prompt=a").stdout
+    local = run("explain", "in.png", "--model", MODEL).stdout
+    monkeypatch.setenv("FAL_KEY", "secret")
+    with_key = run("explain", "in.png", "--model", "clarity-upscaler", "-p", "prompt=a").stdout
+
+    assert "not eligible: fal: no key is set; see FAL_KEY" in without
+    assert "not eligible: replicate: no token is set; see REPLICATE_API_TOKEN" in without
+    assert "not eligible: local: no backend serves detail-upscaler; see GATEWAY_LOCAL__BACKENDS" in local
+    assert "fal: fal-ai/clarity-upscaler (eligible)" in with_key
+
+
+async def test_shell_says_of_every_offer_what_the_server_says(live: Live):
+    """In the same words, though the shell starts nothing."""
+    services = live.parts.services
+    offers = [offer for model in services.catalog.models.values() for offer in model.offers]
+
+    assert [refusals(services.settings)(offer) for offer in offers] == [services.unavailable(offer) for offer in offers]
 
 
 def test_migrate_makes_a_database(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
