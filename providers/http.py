@@ -10,11 +10,13 @@ import socket
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Generator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, cast
 
 import aiohttp
 import httpx
+from aiohttp.client_proto import ResponseHandler
 from httpx import (
     URL,
     AsyncBaseTransport,
@@ -37,6 +39,8 @@ from httpx import (
     WriteTimeout,
 )
 from yarl import URL as EncodedURL  # noqa: N811 - both libraries name their address type URL
+
+from providers.framing import AbsurdAnswer, FramingWatch
 
 __all__ = [
     "URL",
@@ -196,18 +200,53 @@ class _AiohttpTransport(AsyncBaseTransport):
         return session
 
     def _connect(self, guard: AddressGuard | None) -> aiohttp.ClientSession:
+        strangers = self._guard is not None
         connector = aiohttp.TCPConnector(
             limit=self._max_connections,
             ssl=self._tls,
-            keepalive_timeout=_KEEPALIVE_S,
+            force_close=strangers,
+            keepalive_timeout=None if strangers else _KEEPALIVE_S,
             socket_factory=guard.open_socket if guard else None,
         )
+        if strangers:
+            _watch_answers(connector)
         return aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
         )
+
+
+def _watch_answers(connector: aiohttp.TCPConnector) -> None:
+    """Have each connection, which is for one answer, watch how that is framed."""
+    # aiohttp has no public place for this; a test notices if it stops being the place.
+    make: partial[ResponseHandler] = partial(_WatchedAnswer, loop=asyncio.get_running_loop())
+    connector._factory = make  # pyright: ignore[reportPrivateUsage] - as said
+
+
+class _WatchedAnswer(ResponseHandler):
+    """Hangs up on an answer that would keep the parser, and with it the event loop, busy without end."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop)
+        self._watch = FramingWatch()
+
+    def data_received(self, data: bytes) -> None:
+        if self._parser is None:  # it answers before it was asked
+            self._hang_up()
+            return
+        try:
+            own = self._watch.take(data)
+        except AbsurdAnswer:
+            self._hang_up()
+            return
+        if own or not data:  # with nothing, aiohttp itself goes on with what it has
+            super().data_received(own)
+
+    def _hang_up(self) -> None:
+        if self.transport is not None:
+            self.transport.abort()
 
 
 class _Sending:

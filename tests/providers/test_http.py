@@ -5,6 +5,7 @@ import gzip
 import socket
 import ssl
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -320,6 +321,51 @@ async def test_only_http_is_spoken(client: http.AsyncClient) -> None:
     for url in ("ftp://example.com/", "file:///etc/passwd", "http:///nowhere"):
         with pytest.raises(http.UnsupportedProtocol):
             await client.get(url)
+
+
+@pytest.mark.parametrize(
+    ("head", "endless"),
+    [
+        (b"", b"HTTP/1.1 103 Early Hints\r\n\r\n"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;", b"extension"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n", b"x" * 1000 + b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"),
+    ],
+    ids=["hints", "tiny chunks", "extension", "more answers"],
+)
+async def test_an_endless_answer_does_not_keep_others_waiting(head: bytes, endless: bytes) -> None:
+    """A stranger's server that sends as fast as it can is hung up on, and the loop goes on ticking meanwhile."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        sending = asyncio.create_task(asyncio.to_thread(_send_without_end, server, head, endless * (2**20 // len(endless))))
+        done = asyncio.Event()
+        ticking = asyncio.create_task(_slowest_round(done))
+        async with http.create_client(guard=http.AddressGuard(["127.0.0.1"])) as client:
+            with suppress(http.HTTPError):
+                await asyncio.wait_for(client.get(f"http://127.0.0.1:{port}/"), 10)
+        await asyncio.wait_for(sending, 10)
+        done.set()
+        assert await ticking < 0.1
+
+
+def _send_without_end(server: socket.socket, head: bytes, piece: bytes) -> None:
+    connection, _ = server.accept()
+    with connection, suppress(OSError):
+        connection.settimeout(10)
+        connection.recv(65536)
+        connection.sendall(head)
+        for _ in range(500):
+            connection.sendall(piece)
+
+
+async def _slowest_round(done: asyncio.Event) -> float:
+    """How long the loop kept a timer of 5 ms waiting at most, seconds."""
+    loop, slowest_s = asyncio.get_running_loop(), 0.0
+    while not done.is_set():
+        before_s = loop.time()
+        await asyncio.sleep(0.005)
+        slowest_s = max(slowest_s, loop.time() - before_s)
+    return slowest_s
 
 
 async def _pieces(piece: bytes, times: int) -> AsyncIterator[bytes]:
