@@ -20,6 +20,7 @@ from gateway.observe.metrics import Metrics
 from gateway.settings import Settings
 from normalization.converters import CONVERTERS
 from normalization.emulations import EMULATIONS, ENCODE
+from normalization.offer import Model
 from normalization.pixels.headers.reader import InvalidImage
 from normalization.plan import Mode
 from normalization.planner import plan_request
@@ -203,6 +204,27 @@ def test_catalog_example_does_what_the_page_says(tmp_path: Path):
     modes = {factor: plan_request(request({"scale_factor": factor}), offer).decisions[-1].mode for factor in (3, 6)}
 
     assert modes == {3: Mode.RENAMED, 6: Mode.EMULATED}
+
+
+def test_every_model_of_the_catalog_is_listed():
+    """docs/catalog.md has every packaged model, what it is for, and who offers it under which name."""
+
+    def cell(model: Model, provider: str) -> str:
+        offer = next((offer for offer in model.offers if offer.provider == provider), None)
+        if offer is None:
+            return ""
+        pinned = re.fullmatch(r"[0-9a-f]{64}", offer.endpoint)
+        price = ", price unknown" if offer.price.why else ""
+        return ("a pinned version" if pinned else f"`{offer.endpoint}`") + price
+
+    models = sorted(catalog.load_catalog().models.values(), key=lambda model: model.id)
+
+    assert CATALOG.table("What is in it", "model") == [
+        [f"`{model.id}`", ", ".join(model.modes), *(cell(model, provider) for provider in ("fal", "replicate", "local"))]
+        for model in models
+    ]
+    offers = sum(len(model.offers) for model in models)
+    assert f"{len(models)} models with {offers} offers" in page("README.md").text
 
 
 def test_every_runtime_dependency_has_a_sentence():
