@@ -1,6 +1,7 @@
 """Documents do not lie: what they name exists, and what exists is named. Their examples run in test_examples.py."""
 
 import ast
+import json
 import re
 import tomllib
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from gateway.settings import Settings
 from normalization.converters import CONVERTERS
 from normalization.emulations import EMULATIONS, ENCODE
 from normalization.offer import Model
+from normalization.pixels.formats import Format, ImageInfo, Size
 from normalization.pixels.headers.reader import InvalidImage
 from normalization.plan import Mode
 from normalization.planner import plan_request
@@ -178,6 +180,22 @@ def test_every_parameter_is_documented():
 def test_every_mode_is_explained():
     """The README explains exactly the modes there are."""
     assert page("README.md").names("What becomes of a parameter", "mode") == set(Mode)
+
+
+@pytest.mark.parametrize(("column", "provider"), [(2, "fal"), (3, "replicate")])
+def test_examples_of_the_modes_are_true(column: int, provider: str):
+    """Each example in the README's table of modes, planned for that offer, has that mode and is sent so."""
+    known = catalog.load_catalog()
+    offered = next(offer for offer in known.models["clarity-upscaler"].offers if offer.provider == provider)
+    photo = ImageInfo(Format.JPEG, Size(512, 384))
+    for row in page("README.md").table("What becomes of a parameter", "mode"):
+        for example in row[column].split(", "):
+            asked, *sent = re.findall(r"`([a-z_]+)(?:=(\S+))?`", example)
+            name, text = asked[0], asked[1] or "b64_json"
+            value = json.loads(text) if re.fullmatch(r"[\d.]+", text) else text
+            decision = plan_request(request({name: value}, images=(photo,)), offered, known.parameters).decisions[-1]
+            assert f"`{decision.mode}`" == row[0], example
+            assert not sent or {field: str(got) for field, got in decision.sent.items()} == dict(sent), example
 
 
 def test_every_control_value_is_documented():
