@@ -79,6 +79,7 @@ _NOT_PUBLIC = tuple(
         # Source: https://www.iana.org/assignments/iana-ipv4-special-registry and …/iana-ipv6-special-registry
         "0.0.0.0/8",
         "100.64.0.0/10",  # behind a carrier's translation
+        "168.63.129.16/32",  # Azure's host: https://learn.microsoft.com/azure/virtual-network/what-is-ip-address-168-63-129-16
         "192.0.0.0/24",
         "192.88.99.0/24",  # 6to4 relays
         "198.18.0.0/15",  # benchmarks

@@ -519,7 +519,7 @@ async def download(client: http.AsyncClient, url: str, target: Path, *, max_byte
 
 
 async def _fetch(client: http.AsyncClient, url: str, target: Path, max_bytes: int) -> Fetched:
-    response = await _open(client, client.build_request("GET", url, headers={"Accept": "image/*, */*;q=0.5"}))
+    response = await _open(client, url)
     try:
         if response.status_code != 200:
             raise TransferFailed(
@@ -536,15 +536,29 @@ async def _fetch(client: http.AsyncClient, url: str, target: Path, max_bytes: in
         await response.aclose()
 
 
-async def _open(client: http.AsyncClient, request: http.Request) -> http.Response:
+async def _open(client: http.AsyncClient, url: str) -> http.Response:
     """Follow redirects without reading their bodies, which httpx would do, however long they are."""
-    for _ in range(_MAX_REDIRECTS + 1):
-        response = await client.send(request, stream=True, follow_redirects=False)
-        if response.next_request is None:
-            return response
-        await response.aclose()
-        request = response.next_request
+    try:
+        request = client.build_request("GET", url, headers={"Accept": "image/*, */*;q=0.5"})
+        for _ in range(_MAX_REDIRECTS + 1):
+            _refuse_credentials(request.url)
+            response = await client.send(request, stream=True, follow_redirects=False)
+            if response.next_request is None:
+                return response
+            await response.aclose()
+            request = response.next_request
+    except ValueError as exc:  # what httpx, idna, yarl and the resolver say of ports and names that cannot be
+        raise http.UnsupportedProtocol("the address is not valid") from exc
+    except http.RemoteProtocolError as exc:
+        if isinstance(exc.__context__, http.InvalidURL):  # httpx's word for a redirect to what is no address
+            raise http.UnsupportedProtocol("the address is not valid") from exc
+        raise
     raise TransferFailed(TransferFault.ADDRESS, f"{request.url.host} was reached after more than {_MAX_REDIRECTS} redirects")
+
+
+def _refuse_credentials(url: http.URL) -> None:
+    if url.userinfo:
+        raise TransferFailed(TransferFault.ADDRESS, "the address has, or leads to one that has, a user name or password in it")
 
 
 async def _write(response: http.Response, target: Path, max_bytes: int) -> int:
@@ -589,7 +603,7 @@ def _transfer_failure(error: BaseException, host: str) -> TransferFailed | None:
 def _host(url: str) -> str:
     try:
         return http.URL(url).host or "the address"
-    except http.InvalidURL:
+    except (http.InvalidURL, ValueError):  # idna's errors are of the latter kind
         return "the address"
 
 

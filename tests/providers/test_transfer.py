@@ -34,6 +34,18 @@ from tests.providers.conftest import Serve, answer, read_request
 IMAGE = ImageRef("image")
 MASK = ImageRef("mask")
 
+IMPOSSIBLE = [
+    "http://user:secret@example.com/",
+    "http://user@example.com/",
+    "http://127.0.0.1:99999/",
+    "http://127.0.0.1:-1/",
+    "http://a..b/",
+    f"http://{'a' * 64}.com/",
+    "http://xn--/",
+    "http://xn--a/",
+    "http://./",
+]
+
 
 def _part(spool: Spool, content: bytes, mime: str = "image/png") -> ImagePart:
     path = spool.path(".png")
@@ -291,7 +303,8 @@ async def test_three_redirects_are_followed_and_a_fourth_is_not(client: http.Asy
         (answer(b"x" * 100)[:-1], TransferFault.CUT),
         (b"nonsense\r\n\r\n", TransferFault.CUT),
         (answer(b"", "302 Found", "Location: file:///etc/passwd"), TransferFault.ADDRESS),
-        (answer(b"", "302 Found", "Location: http://0177.0.0.1/"), TransferFault.CUT),
+        (answer(b"", "302 Found", "Location: http://0177.0.0.1/"), TransferFault.ADDRESS),
+        *((answer(b"", "302 Found", f"Location: {url}"), TransferFault.ADDRESS) for url in IMPOSSIBLE),
     ],
 )
 async def test_failed_downloads_say_why_and_leave_no_file(
@@ -320,12 +333,15 @@ async def test_downloads_have_a_deadline(client: http.AsyncClient, serve: Serve,
     assert not _files(tmp_path)
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:9/", "http://[::1]/", "ftp://host/", "http://0177.0.0.1/", "not an address", ""])
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:9/", "http://[::1]/", "ftp://host/", "http://0177.0.0.1/", "not an address", "", *IMPOSSIBLE]
+)
 async def test_addresses_inside_or_strange_are_refused(guarded: http.AsyncClient, tmp_path: Path, url: str) -> None:
     """A caller's link cannot look into the operator's network."""
     with pytest.raises(TransferFailed) as failed:
         await download(guarded, url, tmp_path / "out", max_bytes=1000, deadline_s=10)
     assert failed.value.fault is TransferFault.ADDRESS
+    assert "secret" not in failed.value.public
 
 
 async def test_cancelled_file_work_is_waited_for() -> None:
