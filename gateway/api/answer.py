@@ -79,7 +79,7 @@ async def image_answer(
         AssetMissing: If the first picture is not there.
         StorageFailed: If it cannot be read.
     """
-    pieces = _pieces(pictures, created, {**_members(delivered), "metadata": metadata})
+    pieces = _pieces(pictures, created, {**members(delivered), "metadata": metadata})
     length = sum(len(piece) if isinstance(piece, bytes) else _base64_length(piece.size_bytes) for piece in pieces)
     body = _written(pieces, store)
     if length <= _WHOLE_BYTES or all(isinstance(piece, bytes) for piece in pieces):
@@ -89,14 +89,15 @@ async def image_answer(
     return Stream(_resumed(first, body), status_code=200, headers={**headers, "content-length": str(length)}, media_type=_JSON)
 
 
-def _members(delivered: Delivered) -> dict[str, str]:
-    members = {
+def members(delivered: Delivered) -> dict[str, str]:
+    """The members beside `data`, as OpenAI has them."""
+    known = {
         "background": delivered.background if delivered.background in _BACKGROUNDS else None,
         "output_format": delivered.output_format if delivered.output_format in _FORMATS else None,
         "size": str(delivered.size) if delivered.size else None,
         "quality": delivered.quality if delivered.quality in _QUALITIES else None,
     }
-    return {name: value for name, value in members.items() if value is not None}
+    return {name: value for name, value in known.items() if value is not None}
 
 
 def _pieces(
