@@ -7,12 +7,14 @@ import socket
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from http import HTTPStatus
 from pathlib import Path
 
 import msgspec
 from structlog.typing import FilteringBoundLogger
 
 import providers
+from providers import http
 
 MODELS = ("detail-upscaler",)
 """What it serves. Not every local offer of the catalog: others need backends of the operator's own."""
@@ -40,13 +42,26 @@ class BundledBackend:
         device: str = "cpu",
         check_every_s: float = 5.0,
         start_deadline_s: float = 60.0,
+        answer_deadline_s: float = 5.0,
     ) -> None:
+        """Nothing is started yet.
+
+        Args:
+            log: Where to.
+            healthy: What its user makes of its state; asked after the child itself has answered.
+            on_restart: Told of every restart.
+            device: What it computes on.
+            check_every_s: Between two checks.
+            start_deadline_s: How long it may take to listen.
+            answer_deadline_s: How long it may take to answer a check.
+        """
         self._log = log
         self._healthy = healthy
         self._on_restart = on_restart
         self._device = device
         self._check_every_s = check_every_s
         self._start_deadline_s = start_deadline_s
+        self._answer_deadline_s = answer_deadline_s
         self._port = _free_port()
         self._process: asyncio.subprocess.Process | None = None
         self._watch: asyncio.Task[None] | None = None
@@ -115,13 +130,21 @@ class BundledBackend:
     async def _until_broken(self) -> None:
         """Return once the child has exited or stopped answering three checks in a row."""
         missed = 0
-        while self._process is not None and self._process.returncode is None and missed < 3:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._process.wait(), self._check_every_s)
-                break
-            missed = 0 if await self._healthy() else missed + 1
+        async with http.create_client(guard=None) as client:
+            while self._process is not None and self._process.returncode is None and missed < 3:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._process.wait(), self._check_every_s)
+                    break
+                missed = 0 if await self._answers(client) and await self._healthy() else missed + 1
         code = self._process.returncode if self._process is not None else None
         self._log.error("backend.broken", returncode=code, missed_checks=missed)
+
+    async def _answers(self, client: http.AsyncClient) -> bool:
+        """Whether the child says anything at all of its state; what it says is for who uses it to judge."""
+        try:
+            return (await client.get(f"{self.url}/health-check", timeout=self._answer_deadline_s)).status_code == HTTPStatus.OK
+        except http.HTTPError:
+            return False
 
     async def _end(self, grace_s: float) -> None:
         process = self._process

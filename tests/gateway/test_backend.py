@@ -83,6 +83,23 @@ async def test_backend_that_no_longer_answers_is_replaced(watched: Watched):
     await until_ready(watched.backend)
 
 
+async def test_backend_that_hangs_is_replaced_whatever_its_user_says():
+    """Its own `/health-check` is asked too: the parent of several workers uses it for nothing, and hears of it only so."""
+    watched = Watched(answer_deadline_s=0.2)
+    await watched.backend.start()
+    try:
+        await until_ready(watched.backend)
+        pid = watched.backend.pid
+        assert pid is not None
+
+        os.kill(pid, signal.SIGSTOP)
+        await until(lambda: watched.restarts == 1, within_s=20)
+
+        await until(lambda: watched.backend.pid not in (None, pid), within_s=20)
+    finally:
+        await watched.backend.stop()
+
+
 async def test_backend_that_does_not_come_up_is_an_error(monkeypatch: pytest.MonkeyPatch):
     """And nothing of it stays."""
     monkeypatch.setattr(sys, "executable", "/bin/false")
