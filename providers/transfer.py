@@ -14,7 +14,7 @@ import pybase64
 from normalization.request import ImageRef
 from providers import http
 from providers.base import ImagePart, ImageParts
-from providers.spool import Spool
+from providers.spool import Spool, append_to_file, create_file
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -383,6 +383,7 @@ class _Base64File:
     """Up to three characters that do not make a whole group yet."""
     _ended: bool = False
     """Whether padding was met."""
+    _made: bool = False
 
     def write(self, encoded: bytes) -> None:
         encoded = self._rest + encoded
@@ -392,7 +393,8 @@ class _Base64File:
 
     def finish(self) -> SpooledPart:
         self._append(self._rest + b"=" * (-len(self._rest) % 4))  # without padding nothing is lost, so it may be missing
-        self.path.touch()
+        if not self._made:
+            create_file(self.path)
         return SpooledPart(self.path, self.mime, self._size)
 
     def _append(self, encoded: bytes) -> None:
@@ -402,8 +404,9 @@ class _Base64File:
         self._size += len(content)
         if self._size > self.max_bytes:
             raise AnswerUnreadable(f"a picture of the answer has more than {self.max_bytes} bytes")
-        with self.path.open("ab") as file:  # buffered, because a plain write may take only a part
-            file.write(content)
+        put = append_to_file if self._made else create_file
+        put(self.path, content)
+        self._made = True
 
     def _decoded(self, encoded: bytes) -> bytes:
         if self._ended:
@@ -563,17 +566,13 @@ def _refuse_credentials(url: http.URL) -> None:
 
 async def _write(response: http.Response, target: Path, max_bytes: int) -> int:
     size = 0
+    await in_thread(create_file, target)
     async for batch in _batches(response.aiter_raw()):
         size += len(batch)
         if size > max_bytes:
             raise _too_large(response.url.host, max_bytes)
-        await in_thread(_append, target, batch)
+        await in_thread(append_to_file, target, batch)
     return size
-
-
-def _append(target: Path, content: bytes) -> None:
-    with target.open("ab") as file:  # buffered, because a plain write may take only a part
-        file.write(content)
 
 
 def _remove(target: Path) -> None:
