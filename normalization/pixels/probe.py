@@ -29,6 +29,8 @@ class ProbeLimits:
     max_frames: int = 500
     heic: bool = False
     """Whether HEIC can be decoded: `normalization.pixels.heic.is_installed()`."""
+    max_edge: int = 32_768
+    """Width or height, pixels: rows and columns have costs of their own, however few pixels are in them."""
 
 
 _READERS: MappingProxyType[Format, Callable[[Reader], ImageInfo]] = MappingProxyType(
@@ -152,6 +154,11 @@ def _check(info: ImageInfo, limits: ProbeLimits) -> None:
             "too_many_pixels",
             f"the picture has {size if info.coded is None else info.coded} pixels, {decoded / 1e6:.1f} million;"
             f" at most {limits.max_pixels / 1e6:g} million are taken; make it smaller",
+        )
+    longest = max(edge for extent in (size, info.coded or size) for edge in (extent.width, extent.height))
+    if longest > limits.max_edge:
+        raise InvalidImage(
+            "too_many_pixels", f"the picture has an edge of {longest} pixels; at most {limits.max_edge} are taken; make it smaller"
         )
     if info.frames > limits.max_frames:
         raise InvalidImage(

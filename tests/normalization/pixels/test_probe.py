@@ -207,6 +207,21 @@ def test_pixels_up_to_the_limit_are_taken():
         look(png(8001, 8000))
 
 
+@pytest.mark.parametrize(("width", "height"), [(1, 16_000_000), (16_000_000, 1), (32_769, 1)])
+def test_absurdly_long_picture_is_refused_by_its_header(width, height):
+    """Few pixels in one row or column cost as much as many, so an edge has its own limit."""
+    with pytest.raises(InvalidImage, match="32768") as caught:
+        look(png(width, height))
+
+    assert caught.value.code == "too_many_pixels"
+
+
+def test_edges_up_to_the_limit_are_taken():
+    """The limit itself is no attack."""
+    assert look(png(32_768, 1)).size == Size(32_768, 1)
+    assert look(png(40, 1), max_edge=40).size == Size(40, 1)
+
+
 def test_picture_without_pixels_is_refused():
     """A width of zero is damage."""
     with pytest.raises(InvalidImage, match="0x5"):
