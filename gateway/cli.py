@@ -216,8 +216,11 @@ def explain(config: Path | None, picture: Path | None, model: str, scale_factor:
 @main.command()
 @CONFIG
 @click.argument("picture", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path, dir_okay=False), help="Where to; see also -p n=3.")
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path, dir_okay=False), help="Where to; its suffix says the format."
+)
 @click.option("--model", required=True)
+@click.option("--mask", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Transparent where to change.")
 @click.option("--scale-factor", type=float)
 @click.option("-p", "parameters", multiple=True, metavar="NAME=VALUE", help="A parameter; may be given again.")
 def edit(
@@ -225,6 +228,7 @@ def edit(
     picture: Path,
     output: Path,
     model: str,
+    mask: Path | None,
     scale_factor: float | None,
     parameters: tuple[str, ...],
 ) -> None:
@@ -232,7 +236,7 @@ def edit(
     from gateway.shell import edit_picture
 
     with _told():
-        asyncio.run(edit_picture(_settings(config), picture, output, model, _fields(parameters, scale_factor)))
+        asyncio.run(edit_picture(_settings(config), picture, output, model, _fields(parameters, scale_factor), mask))
 
 
 @main.group()

@@ -1,6 +1,7 @@
 """What the command line does with pictures and models: explain, edit, describe. No server is needed for any of it."""
 
 import asyncio
+import os
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
@@ -14,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from gateway.app import Gateway, open_gateway, open_pictures
 from gateway.backend import MODELS
-from gateway.errors import BadRequest, NoOffer
+from gateway.errors import BadRequest, InternalError, NoOffer
 from gateway.images.execution import Work
 from gateway.images.finishing import Picture
 from gateway.images.journal import NewJob
@@ -86,29 +87,60 @@ def explain_request(settings: Settings, picture: Path | None, model: str, fields
     return "\n".join(part for part in parts if part)
 
 
-async def edit_picture(settings: Settings, picture: Path, output: Path, model: str, fields: dict[str, str]) -> None:
+async def edit_picture(
+    settings: Settings, picture: Path, output: Path, model: str, fields: dict[str, str], mask: Path | None = None
+) -> None:
     """Edit one picture with progress on standard error, write the result, and print the receipt.
 
+    Args:
+        settings: Read before.
+        picture: What to edit.
+        output: Where to. Its suffix says the format; without one that is png, unless `fields` name another.
+        model: Which.
+        fields: Further parameters.
+        mask: Transparent where the picture may change.
+
     Raises:
-        GatewayError: As a server would answer.
+        GatewayError: As a server would answer, and where the output cannot be written; that is found out before the work.
     """
     configure_logging("error", settings.log.format)
-    wanted = next((name for name, facts in FORMATS.items() if facts.suffix == output.suffix.lower().lstrip(".")), None)
-    if wanted is not None:
-        fields = {"output_format": wanted.value, **fields}
-    asked = await asyncio.to_thread(_ask, settings, picture, model, fields)
+    fields = _with_format(fields, output)
+    _check_place(output)
+    asked = await asyncio.to_thread(_ask, settings, picture, model, fields, mask)
     log, metrics = structlog.get_logger(), Metrics(CollectorRegistry())
     progress = Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=Console(stderr=True))
     async with open_gateway(settings, open_pictures(settings), secret_key(settings), log, metrics) as gateway:
         with progress:
             bar = progress.add_task(model, total=1.0)
-            result = await _run(gateway, asked, picture, lambda done: progress.update(bar, completed=done))
+            result = await _run(gateway, asked, picture, mask, lambda done: progress.update(bar, completed=done))
             progress.update(bar, completed=1.0)
         paths = [await _write(gateway, result, index, output) for index in range(len(result.images))]
     _print_receipt(result, paths)
 
 
-async def _run(gateway: Gateway, asked: ImageRequest, picture: Path, on_progress: Callable[[float], None]) -> ImageResult:
+def _with_format(fields: dict[str, str], output: Path) -> dict[str, str]:
+    """The parameters, with the format that the output's suffix names; a format that was asked for comes before it."""
+    suffix = output.suffix.lower().removeprefix(".")
+    formats = {suffix: name.value for name, facts in FORMATS.items() if facts.writes for suffix in (facts.suffix, name.value)}
+    if suffix and suffix not in formats:
+        raise BadRequest(f"{output}: no format has the suffix .{suffix}; there are {', '.join(f'.{name}' for name in formats)}")
+    if "output_format" not in fields and not suffix:
+        Console(stderr=True).print(f"{output} has no suffix: it will be a png", highlight=False, markup=False, soft_wrap=True)
+    return {"output_format": formats.get(suffix, "png"), **fields}
+
+
+def _check_place(output: Path) -> None:
+    """Make sure that the output can be written, as far as that can be told."""
+    folder = output.parent
+    if not folder.is_dir():
+        raise BadRequest(f"{folder}: no such folder")
+    if not os.access(folder, os.W_OK):
+        raise BadRequest(f"{folder}: nothing can be written there")
+
+
+async def _run(
+    gateway: Gateway, asked: ImageRequest, picture: Path, mask: Path | None, on_progress: Callable[[float], None]
+) -> ImageResult:
     by = gateway.services
     route = _plan(asked, by)
     job = await by.journal.open_job(
@@ -124,6 +156,8 @@ async def _run(gateway: Gateway, asked: ImageRequest, picture: Path, on_progress
         )
     )
     originals = {ImageRef("image", 0): Picture(picture, asked.images[0])}
+    if mask is not None and asked.mask is not None:
+        originals[ImageRef("mask")] = Picture(mask, asked.mask)
     return await run_request(Work(job, asked, route, originals, now(), on_progress), by)
 
 
@@ -135,26 +169,34 @@ def _plan(asked: ImageRequest, by: Services) -> Route:
         raise with_alternatives(error, asked.mode, by.catalog, by.unavailable) from error
 
 
-def _ask(settings: Settings, picture: Path | None, model: str, fields: dict[str, str]) -> ImageRequest:
+def _ask(settings: Settings, picture: Path | None, model: str, fields: dict[str, str], mask: Path | None = None) -> ImageRequest:
     images = () if picture is None else (_look_at(picture, settings),)
-    return parse_request(RequestMode.EDIT, {"model": model, **{name: Text(value) for name, value in fields.items()}}, images)
+    over = None if mask is None else _look_at(mask, settings, "mask")
+    texts = {"model": model, **{name: Text(value) for name, value in fields.items()}}
+    return parse_request(RequestMode.EDIT, texts, images, over)
 
 
-def _look_at(picture: Path, settings: Settings) -> ImageInfo:
+def _look_at(picture: Path, settings: Settings, param: str = "image") -> ImageInfo:
     limits = ProbeLimits(settings.limits.max_image_pixels, settings.limits.max_frames, heic=heic.is_installed())
     try:
         with picture.open("rb") as stream:
             return probe(stream, limits)
     except InvalidImage as error:
-        raise BadRequest(f"{picture}: {error.message}", param="image", code=error.code) from error
+        raise BadRequest(f"{picture}: {error.message}", param=param, code=error.code) from error
+    except OSError as error:
+        raise BadRequest(f"{picture}: {error.strerror}", param=param) from error
 
 
 async def _write(gateway: Gateway, result: ImageResult, index: int, output: Path) -> Path:
     """Copy a stored picture to where it was wanted; several get a number before the suffix."""
     path = output if len(result.images) == 1 else output.with_stem(f"{output.stem}-{index + 1}")
-    with path.open("wb") as file:
-        async for block in gateway.services.store.read(result.images[index].asset.key):
-            await asyncio.to_thread(file.write, block)
+    try:
+        with path.open("wb") as file:
+            async for block in gateway.services.store.read(result.images[index].asset.key):
+                await asyncio.to_thread(file.write, block)
+    except OSError as error:
+        kept = f"the picture is kept as {result.images[index].asset.key}, job {result.work.job.id}"
+        raise InternalError(f"{path}: {error.strerror}; {kept}") from error
     return path
 
 

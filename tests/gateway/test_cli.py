@@ -63,6 +63,8 @@ def test_key_for_people_is_alone_on_standard_output(run: Run):
         (("catalog", "show", "detail-upscalr"), "Did you mean detail-upscaler"),
         (("explain", "in.png", "--model", MODEL, "-p", "n=abc"), "`n` must be an integer"),
         (("edit", "in.png", "-o", "out.png", "--model", "nothing"), "does not exist"),
+        (("edit", "in.png", "-o", "nodir/out.png", "--model", MODEL), "nodir: no such folder"),
+        (("edit", "in.png", "-o", "out.tiff", "--model", MODEL), "out.tiff: no format has the suffix .tiff; there are .png, .jpg"),
         (("serve", "--config", "nowhere.toml"), "no such file"),
         (("serve", "--workers", "2"), "needs PostgreSQL"),
     ],
@@ -158,3 +160,52 @@ async def test_edit_writes_the_picture_and_prints_the_receipt(run: Run, backend:
             assert (image.format, image.size) == ("WEBP", (18, 12))
     assert "out-1.webp: webp 18x12" in result.stdout
     assert "scale_factor" in result.stdout
+
+
+@pytest.fixture
+def served(backend: StandIn, monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    """The commands' local backend."""
+    monkeypatch.setenv("GATEWAY_LOCAL__BACKENDS", json.dumps([{"name": "stand-in", "url": backend.url, "models": [MODEL]}]))
+    monkeypatch.setenv("GATEWAY_PIXELS__WORKERS", "1")
+    return backend
+
+
+@pytest.mark.parametrize(
+    ("output", "more", "kind"),
+    [("out", (), "PNG"), ("out.JPEG", (), "JPEG"), ("out.jpg", ("-p", "output_format=webp"), "WEBP")],
+    ids=["no suffix", "another spelling", "asked for"],
+)
+@pytest.mark.usefixtures("served")
+async def test_format_of_an_edit_follows_suffix_and_parameters(run: Run, output: str, more: tuple[str, ...], kind: str):
+    """A file without a suffix is a png, which is said."""
+    result = await asyncio.to_thread(run, "edit", "in.png", "-o", output, "--model", MODEL, *more)
+
+    assert result.exit_code == 0, result.output
+    assert ("it will be a png" in result.stderr) is (output == "out")
+    with Image.open(output) as image:
+        assert image.format == kind
+
+
+@pytest.mark.usefixtures("served")
+async def test_edit_takes_a_mask(run: Run):
+    """Where it is opaque, the picture stays."""
+    await asyncio.to_thread(Path("mask.png").write_bytes, picture(mode="RGBA", color=(0, 0, 0, 255)))
+
+    result = await asyncio.to_thread(run, "edit", "in.png", "-o", "out.png", "--model", MODEL, "--mask", "mask.png")
+
+    assert result.exit_code == 0, result.output
+    assert any(line.split()[:1] == ["mask"] for line in result.stdout.splitlines())
+    with Image.open("out.png") as image:
+        assert image.convert("RGB").getpixel((0, 0)) == (255, 0, 0)
+
+
+@pytest.mark.usefixtures("served")
+async def test_output_that_cannot_be_written_after_all_is_one_line(run: Run):
+    """It says where the picture is kept."""
+    await asyncio.to_thread(Path("out-1.png").mkdir)
+
+    result = await asyncio.to_thread(run, "edit", "in.png", "-o", "out.png", "--model", MODEL, "-p", "n=2")
+
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1].startswith("Error: out-1.png: Is a directory; the picture is kept as img_")
+    assert "Traceback" not in result.output
