@@ -3,7 +3,6 @@
 import asyncio
 import os
 from collections.abc import Callable
-from decimal import Decimal
 from pathlib import Path
 from uuid import uuid4
 
@@ -28,7 +27,7 @@ from gateway.observe.metrics import Metrics
 from gateway.settings import Settings, secret_key
 from gateway.times import now
 from normalization.explain import table
-from normalization.offer import Offer, Rule, Verb
+from normalization.offer import Offer, Price, Rule, Verb
 from normalization.pixels import heic
 from normalization.pixels.formats import FORMATS, ImageInfo
 from normalization.pixels.probe import InvalidImage, ProbeLimits, probe
@@ -65,10 +64,21 @@ def describe_model(settings: Settings, name: str) -> str:
     model, offers = find_model(name, catalog, unavailable=refusals(settings))
     lines = [f"{model.id}: {model.name}", model.description, f"modes: {', '.join(model.modes)}"]
     for offer in offers:
-        lines += ["", f"{offer.provider}: {offer.endpoint}", f"  price   {_price(offer.price.usd, offer.price.unit)}"]
-        lines += [f"  source  {offer.source} ({offer.checked})"]
-        lines += [f"  {parameter:<20} {_rule(rule)}" for parameter, rule in offer.params.items()]
+        lines += ["", f"{offer.provider}: {offer.endpoint}", *_aligned(_facts(offer))]
+        lines += ["", *_aligned([(parameter, _rule(rule)) for parameter, rule in offer.params.items()])]
     return "\n".join(lines)
+
+
+def _facts(offer: Offer) -> list[tuple[str, str]]:
+    price = _price(offer.price) + (f" (uncertain: {offer.price.uncertain})" if offer.price.uncertain else "")
+    facts = [("price", price), ("source", f"{offer.source} ({offer.checked})")]
+    return [*facts, ("uncertain", offer.uncertain)] if offer.uncertain else facts
+
+
+def _aligned(rows: list[tuple[str, str]]) -> list[str]:
+    """Rows in two columns, the second as far in as the longest name needs."""
+    width = max((len(name) for name, _ in rows), default=0)
+    return [f"  {name:<{width}}  {words}" for name, words in rows]
 
 
 def explain_request(settings: Settings, picture: Path | None, model: str, fields: dict[str, str]) -> str:
@@ -211,12 +221,18 @@ def _print_receipt(result: ImageResult, paths: list[Path]) -> None:
     console.print(table(result.delivered.candidate.plan), highlight=False, markup=False)
 
 
-def _price(usd: Decimal | None, unit: str) -> str:
-    return f"{money(usd)} USD per {unit.replace('_', ' ')}" if usd is not None else "unknown"
+def _price(price: Price) -> str:
+    if price.tiers:
+        return ", ".join(f"{money(usd)} USD per image up to {money(most)} megapixels" for most, usd in price.tiers)
+    if price.usd is None:
+        return f"unknown: {price.why}" if price.why else "unknown"
+    return f"{money(price.usd)} USD per {price.unit.replace('_', ' ')}"
 
 
 def _rule(rule: Rule) -> str:
-    """One rule in words: its native way, its limits, its emulation."""
+    """One rule in words: its native way, its limits, its emulation, what is not certain; or why it is never sent."""
+    if rule.blocked is not None:
+        return f"blocked: {rule.blocked}"
     native = {None: "", Verb.PASSTHROUGH: "as it is", Verb.RENAME: f"as {rule.to}", Verb.CONVERT: f"{rule.converter} as {rule.to}"}
     low, high = rule.min, rule.max
     bounds = f"{low:g}..{high:g}" if low is not None and high is not None else f"to {high:g}" if high is not None else ""
@@ -224,6 +240,6 @@ def _rule(rule: Rule) -> str:
     default = "" if rule.default is None else f"default {rule.default}"
     emulated = f"else {rule.emulate}" if rule.verb else rule.emulate
     required = "required" if rule.required else ""
-    return "; ".join(
-        part for part in (native[rule.verb], bounds, choices, default, required, emulated if rule.emulate else "") if part
-    )
+    uncertain = f"uncertain: {rule.uncertain}" if rule.uncertain else ""
+    parts = (native[rule.verb], bounds, choices, default, required, (emulated or "") if rule.emulate else "", uncertain)
+    return "; ".join(part for part in parts if part)

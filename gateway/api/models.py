@@ -12,7 +12,7 @@ from gateway.api.wire import Model, ModelList
 from gateway.images.routing import find_model
 from gateway.images.services import Services
 from normalization.offer import Model as CatalogModel
-from normalization.offer import Offer
+from normalization.offer import Offer, Price
 from normalization.pricing import money
 from normalization.schema import parameter_schema
 from providers.catalog import Catalog
@@ -29,13 +29,13 @@ async def show_model(
     model_id: FromPath[str],
     catalog: NamedDependency[Catalog],
     services: NamedDependency[Services],
-    with_schema: Annotated[bool, QueryParameter(name="schema", description="Add each offer's parameters, typed.")] = False,
+    schema: Annotated[bool, QueryParameter(description="Add each offer's parameters, typed.")] = False,
 ) -> dict[str, Any]:
     """One model. Ids with a slash are taken as they are and percent-encoded."""
     name = unquote(model_id.lstrip("/"))
     model, offers = find_model(name, catalog, param="model", unavailable=services.unavailable)
     shown = msgspec.to_builtins(_on_the_wire(model, name))
-    return shown | _described(model, offers) if with_schema else shown
+    return shown | _described(model, offers) if schema else shown
 
 
 def _described(model: CatalogModel, offers: tuple[Offer, ...]) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def _described(model: CatalogModel, offers: tuple[Offer, ...]) -> dict[str, Any]
             {
                 "provider": offer.provider,
                 "endpoint": offer.endpoint,
-                "price": {"per": offer.price.unit.value, "usd": money(offer.price.usd), "unknown": offer.price.why},
+                "price": _price(offer.price),
                 "source": offer.source,
                 "checked": offer.checked.isoformat(),
                 "uncertain": offer.uncertain,
@@ -55,6 +55,16 @@ def _described(model: CatalogModel, offers: tuple[Offer, ...]) -> dict[str, Any]
             }
             for offer in offers
         ],
+    }
+
+
+def _price(price: Price) -> dict[str, Any]:
+    return {
+        "per": price.unit.value,
+        "usd": money(price.usd),
+        "tiers": [{"up_to_megapixels": money(most), "usd": money(usd)} for most, usd in price.tiers] or None,
+        "unknown": price.why,
+        "uncertain": price.uncertain,
     }
 
 

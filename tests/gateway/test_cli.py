@@ -103,6 +103,29 @@ def test_catalog_is_checked_and_shown(run: Run):
     assert "1..4" in shown.stdout
 
 
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("topaz-upscale", "0.08 USD per image up to 24 megapixels, 0.16 USD per image up to 48 megapixels"),
+        ("birefnet-background-removal", "(uncertain: how long a run takes is a guess)"),
+        ("birefnet-background-removal", "; uncertain: 2304x2304 is for the dynamic network"),
+        ("clarity-upscaler", "blocked: is not passed on: it makes the model download"),
+        ("topaz-upscale", "unknown: by the size of the result"),
+    ],
+)
+def test_catalog_shows_prices_doubts_and_what_is_blocked(run: Run, model: str, words: str):
+    """With the reasons that the catalog has."""
+    assert words in run("catalog", "show", model).stdout
+
+
+def test_columns_of_the_catalog_are_aligned(run: Run):
+    """However long a name is."""
+    shown = run("catalog", "show", "topaz-upscale").stdout.split("\n\n")[2]
+
+    starts = {len(line) - len(line[2:].partition("  ")[2].lstrip()) for line in shown.splitlines()}
+    assert len(starts) == 1
+
+
 def test_explain_prints_plan_and_price_and_asks_nobody(run: Run):
     """Every decision, for every offer."""
     result = run("explain", "in.png", "--model", MODEL, "--scale-factor", "8", "-p", "seed=1", "-p", "output_format=webp")
