@@ -173,7 +173,8 @@ def expected_pixels(plan: Plan, request: ImageRequest) -> int | None:
     rule = offer.params.get("scale_factor")
     sent = payload.get(rule.to or "scale_factor", rule.default) if rule is not None else None
     factor = _factor(sent, rule)
-    return round(request.source_size.pixels * factor * factor)
+    width, height = request.source_size
+    return round(width * factor) * round(height * factor)
 
 
 def _factor(sent: object, rule: Rule | None) -> float:

@@ -5,7 +5,7 @@ Some of it may fail while the rest delivers, and nothing that was paid is forgot
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 
 from gateway.errors import GatewayError
@@ -16,7 +16,7 @@ from gateway.images.services import Services
 from gateway.images.verification import verify
 from normalization.offer import Price
 from normalization.plan import Plan
-from normalization.pricing import Cost, price, total
+from normalization.pricing import Certainty, Cost, expected_pixels, price, total
 from normalization.request import ImageRequest
 from providers.base import Done, ImageParts, RemoteImage, Running, Ticket, Usage
 from providers.drive import drive
@@ -89,7 +89,7 @@ async def make(order: Order, by: Services) -> Made:
         failed = {index: end for index, end in ended.items() if isinstance(end, ProviderFailure)}
         outputs = [(index, output) for index, end in done.items() for output in end.outputs[: order.plan.calls[index].images]]
         results = await asyncio.gather(*(_finished(index, output, order, scratch, by) for index, output in outputs))
-        return _account(order.plan, done, failed, results)
+        return _account(order, done, failed, results)
 
 
 async def _call_all(order: Order, parts: ImageParts, scratch: Scratch, by: Services) -> dict[int, Done | ProviderFailure]:
@@ -150,11 +150,11 @@ async def _finished(index: int, output: RemoteImage, order: Order, scratch: Scra
         return _Result(index, pixels, failure=_of_ours(error, by))
 
 
-def _account(plan: Plan, done: Mapping[int, Done], failed: Mapping[int, ProviderFailure], results: Sequence[_Result]) -> Made:
+def _account(order: Order, done: Mapping[int, Done], failed: Mapping[int, ProviderFailure], results: Sequence[_Result]) -> Made:
     """What was made, and what it costs: everything that the provider made is paid, usable or not."""
+    plan = order.plan
     usage = {index: end.usage for index, end in done.items()}
-    pixels = [result.pixels for result in results]
-    costs = [price(plan.offer.price, seconds=_seconds(usage), results=pixels, units=_units(usage))] if done else []
+    costs = [_cost_of_done(order, usage, results)] if done else []
     costs += [cost for cost in (cost_of(failure, plan.offer.price) for failure in failed.values()) if cost.usd != 0]
     delivered = [result for result in results if result.image is not None]
     served = {index: usage[index] for index in {result.call for result in delivered}}
@@ -168,6 +168,17 @@ def _account(plan: Plan, done: Mapping[int, Done], failed: Mapping[int, Provider
         failures=(*failed.values(), *(result.failure for result in results if result.failure is not None)),
         open_calls=frozenset(index for index, failure in failed.items() if not CONSEQUENCES[failure.kind].retry_safe),
     )
+
+
+def _cost_of_done(order: Order, usage: Mapping[int, Usage], results: Sequence[_Result]) -> Cost:
+    """What the calls cost that came to their end. A picture that could not be had counts as large as it was to be: an estimate."""
+    terms, seconds, units = order.plan.offer.price, _seconds(usage), _units(usage)
+    cost = price(terms, seconds=seconds, results=[result.pixels for result in results], units=units)
+    if cost.usd is not None:
+        return cost
+    expected = expected_pixels(order.plan, order.request)
+    guess = price(terms, seconds=seconds, results=[result.pixels or expected for result in results], units=units)
+    return cost if guess.usd is None else replace(guess, certainty=Certainty.ESTIMATED)
 
 
 def cost_of(failure: ProviderFailure, terms: Price) -> Cost:

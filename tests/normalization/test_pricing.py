@@ -159,3 +159,32 @@ def test_a_free_machine_costs_nothing_and_a_priced_one_something():
     request = asked()
 
     assert quote(plan_request(request, own), request).usd == Decimal("0.001")
+
+
+@pytest.mark.parametrize(
+    ("terms", "usd"),
+    [
+        (Price(PriceUnit.OUTPUT_MEGAPIXEL, Decimal("0.03")), "0.06"),  # 2 MP
+        (Price(PriceUnit.IMAGE, Decimal("0.04")), "0.08"),  # 2 pictures
+        (Price(PriceUnit.SECOND, Decimal("0.001")), "0.002"),  # 2 s
+        (Price(PriceUnit.TIER, tiers=((Decimal(24), Decimal("0.08")), (Decimal(48), Decimal("0.16")))), "0.16"),  # 2 of the lowest
+    ],
+    ids=lambda value: value.unit if isinstance(value, Price) else value,
+)
+def test_what_the_provider_bills_goes_before_what_was_seen(terms: Price, usd: str):
+    """Billable units times the price of one, though no picture could be had and no time was told."""
+    cost = price(terms, seconds=None, results=[None], units=Decimal(2))
+
+    assert (cost.usd, cost.certainty) == (Decimal(usd), Certainty.COMPUTED)
+
+
+def test_units_do_not_price_what_has_no_price():
+    """An unknown price stays unknown, whatever is counted."""
+    assert price(Price(PriceUnit.UNKNOWN), seconds=None, results=[None], units=Decimal(2)).usd is None
+
+
+def test_each_edge_of_the_expected_result_is_rounded():
+    """A factor that does not fit: 1024 x 1.001 is 1025 pixels, and so is the other edge."""
+    request = asked(scale_factor=1.001)
+
+    assert quote(plan_request(request, sold("clarity-upscaler", "fal")), request).usd == Decimal("0.03151875")  # 1.050625 MP
