@@ -15,7 +15,7 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check
 BENCHES = $(filter-out bench/code_figures.py bench/_%,$(wildcard bench/*.py))
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test check format lint types contracts catalog migrations figures fix bench setup lock clean
+.PHONY: help dev test chaos check format lint types contracts catalog migrations figures fix bench setup lock clean
 .SUFFIXES:
 .DELETE_ON_ERROR:
 
@@ -28,6 +28,9 @@ dev: $(VENV)/.runtime ## install what serving needs, start on http://127.0.0.1:8
 
 test: $(VENV)/.dev ## the whole test suite; one file: make test ARGS=tests/e2e
 	$(BIN)/python -m pytest -rsx -n $(WORKERS) --dist loadfile $(ARGS)
+
+chaos: $(VENV)/.dev ## 500 mixed requests, 50 at a time, before faulty stand-ins of fal and Replicate
+	CHAOS=500:50 $(BIN)/python -m pytest -s tests/gateway/providers/test_chaos.py
 
 check: format lint types contracts catalog migrations figures ## all that is checked without running: what CI runs before the tests
 
