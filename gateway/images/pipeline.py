@@ -8,7 +8,7 @@ from gateway.errors import BadRequest, GatewayError, InternalError
 from gateway.images.execution import Delivered, Work, execute
 from gateway.images.finishing import StoredImage
 from gateway.images.journal import NewAsset, persistent
-from gateway.images.routing import Controls, Route, Steering, choose_route, find_model, order, weigh
+from gateway.images.routing import Controls, Route, Steering, choose_route, find_model, is_served, order, weigh
 from gateway.images.services import Services
 from normalization.explain import header, receipt
 from normalization.pricing import money
@@ -111,7 +111,8 @@ def plan_route(
     try:
         return choose_route(candidates, controls, steering)
     except BadRequest as error:
-        able = by.catalog.taking(len(request.images))
+        taking = by.catalog.taking(len(request.images))
+        able = [name for name in taking if is_served(by.catalog.models[name], by.unavailable)]
         if error.param == "image" and len(request.images) > 1 and able:
             raise BadRequest(f"{error.message}. Models that take as many: {', '.join(able)}.", param="image") from error
         raise

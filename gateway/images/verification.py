@@ -33,7 +33,7 @@ async def verify(result: Picture, plan: Plan, request: ImageRequest, originals: 
     source = originals.get(ImageRef("image"))
     if "scale_factor" in plan.offer.params:
         _check_grown(result, plan, request)
-    elif source is not None and await asyncio.to_thread(_same_file, source, result):
+    elif source is not None and request.asked.get("prompt") and await asyncio.to_thread(_same_file, source, result):
         raise ProviderFailure(FailureKind.TRANSIENT, "the provider gave the picture back as it was")
     if await asyncio.to_thread(_is_suspicious, result) and await _black(result, by) and not (source and await _black(source, by)):
         words = "the provider gave an all black picture, which is how it delivers what its safety system refuses"

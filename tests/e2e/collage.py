@@ -83,7 +83,7 @@ def join(images: list[Image.Image]) -> bytes:
         wide.paste(image, (left, 0))
         left += image.width
     stream = BytesIO()
-    wide.save(stream, "PNG")
+    wide.save(stream, "PNG", compress_level=1)  # not the very bytes that came in, even for a single picture
     return stream.getvalue()
 
 

@@ -217,6 +217,15 @@ def fill(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     spool = live.parts.services.spool
     usual = spool.path
     monkeypatch.setattr(spool, "path", lambda suffix="": FullDisk(usual(suffix)))
+    # What is written by handle meets the same device.
+    monkeypatch.setattr("providers.spool._write", _write_to_a_full_disk)
+
+
+def _write_to_a_full_disk(handle: int, content: bytes) -> None:
+    os.close(handle)
+    if content:
+        with Path("/dev/full").open("wb", buffering=0) as full:
+            full.write(content)
 
 
 async def test_full_disk_while_receiving_is_503(live: Live, monkeypatch: pytest.MonkeyPatch):
