@@ -164,6 +164,9 @@ def _nano(usd: Decimal) -> Decimal:
 
 def expected_pixels(plan: Plan, request: ImageRequest) -> int | None:
     """Pixels of one result as the provider will make it, as far as plan and request tell."""
+    at_input_size = any(name in request.asked and rule.at_input_size for name, rule in plan.offer.params.items())
+    if at_input_size and request.source_size is not None:
+        return request.source_size.pixels
     offer, payload = plan.offer, plan.calls[0].payload
     sized = next((value for value in payload.values() if isinstance(value, Mapping)), None)
     if sized is not None and isinstance(width := sized.get("width"), int) and isinstance(height := sized.get("height"), int):

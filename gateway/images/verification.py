@@ -2,6 +2,7 @@
 
 import asyncio
 import filecmp
+import math
 
 from gateway.images.finishing import Originals, Picture
 from gateway.images.pixel_pool import PixelWorkFailed
@@ -20,7 +21,12 @@ HEAD_BYTES = 1024
 """Beside them: what headers and tables take, whatever the picture."""
 
 _MORE = 1.2
-"""So many times the pixels must have been asked for before a result of the input's size is taken for the input."""
+"""So many times the pixels must have been asked for before the size of a result is judged."""
+
+_AT_LEAST = 0.9
+"""Of the expected edge, less `_ROUNDED_PX`; a result below it is not what was asked for."""
+
+_ROUNDED_PX = 8
 
 
 async def verify(result: Picture, plan: Plan, request: ImageRequest, originals: Originals, by: Services) -> None:
@@ -41,11 +47,12 @@ async def verify(result: Picture, plan: Plan, request: ImageRequest, originals: 
 
 
 def _check_grown(result: Picture, plan: Plan, request: ImageRequest) -> None:
+    """The result is about as large as the plan expects: providers round edges, and some to a multiple of 8."""
     expected, source = expected_pixels(plan, request), request.source_size
-    if expected is None or source is None:
+    if expected is None or source is None or expected <= _MORE * source.pixels:
         return
-    if expected > _MORE * source.pixels and result.info.size.pixels <= source.pixels:
-        words = f"the provider gave {result.info.size}, no larger than the input, where an enlargement was asked for"
+    if math.sqrt(result.info.size.pixels) < _AT_LEAST * math.sqrt(expected) - _ROUNDED_PX:
+        words = f"the provider gave {result.info.size}, smaller than the enlargement that was asked for"
         raise ProviderFailure(FailureKind.TRANSIENT, words)
 
 

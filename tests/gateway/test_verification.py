@@ -58,3 +58,13 @@ async def test_factor_of_one_may_give_the_same_size(shared: Live):
     (image,) = await delivered(shared, await shared.edit(picture(40, 30), scale_factor=1))
 
     assert image.size == (40, 30)
+
+
+@in_one_loop
+async def test_result_smaller_than_planned_is_a_failure(shared: Live):
+    """Two thirds of the edges that were paid for are not a delivery, though larger than the input."""
+    shared.backend.picture = lambda _: solid((533, 400), (9, 99, 9))
+
+    error = error_of(await shared.edit(solid((400, 300), (9, 99, 9)), scale_factor=2), 502)
+
+    assert [attempt["outcome"] for attempt in error["attempts"]] == ["transient"]
