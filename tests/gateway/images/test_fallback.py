@@ -20,7 +20,9 @@ from gateway.images.routing import Controls
 from gateway.images.services import Services
 from normalization.offer import Model, Offer, Price, PriceUnit, Rule, Verb
 from normalization.pixels.formats import Format, ImageInfo, Size
+from normalization.plan import Call
 from normalization.request import ImageRef, RequestMode, Text, parse_request
+from providers.base import ImageParts
 from providers.catalog import Catalog, Shelf
 from providers.failures import FailureKind
 from providers.fake import FakeProvider
@@ -46,6 +48,12 @@ class Told(NamedTuple):
     """By provider, the verdict and the reasons."""
 
 
+def _enlarged(call: Call, _: ImageParts) -> bytes:
+    factor = call.payload.get("scale_factor", 2)
+    assert isinstance(factor, int | float)
+    return picture(round(6 * factor), round(4 * factor))
+
+
 @dataclass
 class Road:
     """A gateway whose two providers do as they are told, and whose clock stands."""
@@ -59,7 +67,7 @@ class Road:
 
     def __post_init__(self) -> None:
         services = self.live.parts.services
-        self.fal, self.replicate = (FakeProvider(name, services.spool, lambda *_: picture(12, 8)) for name in ("fal", "replicate"))
+        self.fal, self.replicate = (FakeProvider(name, services.spool, _enlarged) for name in ("fal", "replicate"))
         self.by = dataclasses.replace(
             services,
             shelf=Shelf(lambda: Catalog([MODEL])),
